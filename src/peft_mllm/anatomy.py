@@ -1,0 +1,103 @@
+"""The table of names that lets any method meet any family: M methods + N families, not M x N.
+
+A family says what its parts are called; a method says which roles it works on. Neither knows the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from peft_mllm.errors import MethodError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Location = Literal["attention", "mlp", "both"]
+Part = Literal["llm", "connector", "vision"]
+PARTS: tuple[Part, ...] = ("llm", "connector", "vision")
+
+# The roles that a linear layer of a decoder can have. A family with fused products names them so.
+ATTENTION_ROLES = ("q", "k", "v", "qkv", "o")
+MLP_ROLES = ("gate", "up", "gate_up", "down")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the parts of a model are: dotted module paths from the model's root.
+
+    Attributes:
+        llm: the language model's decoder stack (it takes embeddings and positions, and gives hidden states).
+        layers: its list of decoder layers; layer i is `{layers}.{i}`.
+        self_attention: the attention module's path inside a layer.
+        attention: role -> path inside a layer, of the attention's linears.
+        mlp: role -> path inside a layer, of the MLP's linears.
+        norms: "attention" and "mlp" -> path inside a layer of the normalisation before it.
+        final_norm: path of the normalisation after the last layer.
+        connector: the module between vision tower and language model.
+        vision: the vision tower.
+        lm_head: the linear from hidden states to logits.
+    """
+
+    llm: str
+    layers: str
+    self_attention: str
+    attention: Mapping[str, str]
+    mlp: Mapping[str, str]
+    norms: Mapping[str, str]
+    final_norm: str
+    connector: str
+    vision: str
+    lm_head: str
+
+    def __post_init__(self) -> None:
+        unknown = (set(self.attention) - set(ATTENTION_ROLES)) | (set(self.mlp) - set(MLP_ROLES))
+        if unknown:
+            raise ValueError(f"unknown roles in an anatomy: {sorted(unknown)}")
+
+    def roles(self, location: Location) -> dict[str, str]:
+        """Role -> path inside a layer, for the linears at a location."""
+        attention = dict(self.attention) if location in ("attention", "both") else {}
+        return attention | (dict(self.mlp) if location in ("mlp", "both") else {})
+
+    def pattern(self, roles: Iterable[str]) -> str | None:
+        """A regular expression that matches in full the paths of these roles in every layer, and nothing else.
+
+        None when the family has none of the roles. Bare suffixes such as `q_proj` are never used: they also
+        match the vision tower.
+        """
+        linears = self.roles("both")
+        return self.within_layers([linears[role] for role in roles if role in linears])
+
+    def within_layers(self, paths: Iterable[str]) -> str | None:
+        """A regular expression for paths inside every layer, or None when there are no paths."""
+        inside = "|".join(re.escape(path) for path in paths)
+        return rf"{re.escape(self.layers)}\.\d+\.({inside})" if inside else None
+
+    def part_of(self, parameter: str) -> Part:
+        """The part a parameter belongs to; a wrapper's prefix such as `base_model.model.` is allowed."""
+        for part in ("connector", "vision"):
+            if re.search(rf"(^|\.){re.escape(getattr(self, part))}\.", parameter):
+                return part
+        return "llm"
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `MethodError` when a name of this anatomy is not in the model."""
+        modules = dict(model.named_modules())
+        first_layer = [f"{self.layers}.0.{path}" for path in self.roles("both").values()]
+        named = [
+            self.llm,
+            self.layers,
+            self.connector,
+            self.vision,
+            self.lm_head,
+            self.final_norm,
+            *first_layer,
+        ]
+        missing = [name for name in named if name not in modules]
+        if missing:
+            raise MethodError(
+                f"This model has no module {', '.join(missing)}: its family's anatomy is wrong."
+            )

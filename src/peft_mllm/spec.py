@@ -1,0 +1,184 @@
+"""What a run is: typed, frozen, and equal specs are equal runs. Knows no shelf; reading files is specfile.py's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Tuning = Literal["frozen", "tuned"]
+Strategy = Literal["no", "steps", "epoch"]
+
+
+class Frozen(BaseModel):
+    """A value: cannot be changed, refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSpec(Frozen):
+    """Which base model, and how it is held in memory."""
+
+    path: str = "embedded"
+    """`embedded`, a local directory, a hub id, or `tiny:FAMILY` for a random member of a family."""
+    family: str | None = None
+    """Name on the models shelf; found from the model's config when left out."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights; `auto` is bfloat16 on a GPU and float32 elsewhere."""
+    attn_implementation: str = "sdpa"
+    """transformers' name of the attention backend."""
+
+
+class NamedSpec(Frozen):
+    """A name on a shelf with options that only the class of that name understands."""
+
+    name: str
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_forms(cls, value: Any) -> Any:
+        """Accept `lora` and `{name: lora, rank: 8}`, the two forms people write."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and "options" not in value:
+            return {
+                "name": value.get("name"),
+                "options": {key: option for key, option in value.items() if key != "name"},
+            }
+        return value
+
+
+class DataSpec(Frozen):
+    """How records become batches."""
+
+    max_length: int = Field(default=2048, ge=8)
+    """Tokens of a sample, image tokens included; a longer one is a finding of the data check."""
+    max_train_samples: int | None = Field(default=None, ge=1)
+    """Use only the first of the training split; None is all."""
+    max_eval_samples: int | None = Field(default=None, ge=1)
+    """Score only the first of each evaluated split; None is all."""
+    validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Hold out this share of the training split for validation, where the task has no validation split."""
+    share_prefix: bool = True
+    """Samples with one image are branches of one tree, so the image is computed once (exact; decision 4)."""
+    group_by_image: bool = False
+    """Keep the samples of one image in one micro-batch; off, samples are shuffled one by one."""
+
+
+class GenerationSpec(Frozen):
+    """How answers are generated, with the names of transformers' GenerationConfig."""
+
+    do_sample: bool = False
+    """Greedy when false."""
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    num_beams: int = Field(default=1, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """None is the task's own limit."""
+
+
+class TrainSpec(Frozen):
+    """Training, with the names of HF TrainingArguments."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Of the method's parameters; None is the method's own default (the paper's)."""
+    connector_learning_rate: float = Field(default=2e-5, gt=0)
+    vision_learning_rate: float = Field(default=2e-6, gt=0)
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    max_steps: int = Field(default=-1, ge=-1)
+    """When positive, this many steps whatever the epochs."""
+    per_device_train_batch_size: int = Field(default=16, ge=1)
+    """Questions in a micro-batch (not images)."""
+    per_device_eval_batch_size: int = Field(default=32, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    optim: str = "AdamW"
+    """Class name in torch.optim."""
+    optim_args: Mapping[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of that class."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = Field(default=0.0, ge=0)
+    lr_scheduler_type: str = "cosine"
+    """A name of transformers' schedules."""
+    lr_scheduler_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    """When positive, takes the place of the ratio."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0 is no clipping."""
+    bf16: bool = False
+    """Compute in bfloat16 by autocast; trained parameters stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute the decoder's layers in the backward pass (non-reentrant): less memory, more time."""
+    logging_steps: int = Field(default=10, ge=1)
+    eval_strategy: Strategy = "epoch"
+    eval_steps: int = Field(default=100, ge=1)
+    save_strategy: Strategy = "epoch"
+    save_steps: int = Field(default=100, ge=1)
+    save_total_limit: int = Field(default=2, ge=1)
+    load_best_model_at_end: bool = True
+    """End with the weights of the lowest validation loss, where there is a validation split."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a lower validation loss."""
+    dataloader_num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare steps ahead; 0 prepares each step when it is needed."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers beside metrics.jsonl, which is always written."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class Spec(Frozen):
+    """One run: base model, method, parts, task, training, and what to evaluate."""
+
+    model: ModelSpec = Field(default_factory=ModelSpec)
+    method: NamedSpec
+    connector: Tuning = "frozen"
+    vision: Tuning = "frozen"
+    task: NamedSpec
+    evaluate: tuple[NamedSpec, ...] = ()
+    """Tasks to score after training, beside the task itself."""
+    data: DataSpec = Field(default_factory=DataSpec)
+    generation: GenerationSpec = Field(default_factory=GenerationSpec)
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    seed: int = Field(default=42, ge=0)
+    output_dir: str
+    name: str | None = None
+    """Shown in tables; the method's name when left out."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _each_task_once(self) -> Spec:
+        names = [self.task.name, *(task.name for task in self.evaluate)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} would be scored twice (the task itself always is)")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What tables call this run."""
+        return self.name or self.method.name
+
+    def outcome(self) -> dict[str, Any]:
+        """The spec as JSON data, without what does not change the result."""
+        return self.model_dump(
+            mode="json", exclude={"output_dir": True, "name": True, "train": {"report_to", "logging_steps"}}
+        )
+
+    @property
+    def id(self) -> str:
+        """Equal for equal outcomes: a hash of what decides the result."""
+        return hashlib.sha256(json.dumps(self.outcome(), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,201 @@
+"""Reading a spec from YAML and the command line, with errors that name file, line and key.
+
+spec = load_spec("run.yaml", ["train.learning_rate=1e-4", "method.rank=16"])
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from peft_mllm.errors import SpecError
+from peft_mllm.methods import METHODS
+from peft_mllm.models import MODELS
+from peft_mllm.shelf import Shelf, did_you_mean
+from peft_mllm.spec import NamedSpec, Spec
+from peft_mllm.tasks import TASKS
+
+Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: `1e-4` is a number, and `no` and `on` are words."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+)", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+class _Document:
+    """A YAML text as plain data, and where each key was said."""
+
+    def __init__(self, text: str, name: str):
+        self.name = name
+        self._lines: dict[Key, str] = {}
+        try:
+            root = yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise SpecError(f"{name}:{line}: this is not YAML: {error.problem}.") from error
+        self.data = self._build(root, ()) if root else {}
+        if not isinstance(self.data, dict):
+            raise SpecError(f"{name}: a spec is a mapping of keys to values.")
+
+    def place(self, key: Key) -> str:
+        """`file:line` of the key, or of the nearest key around it."""
+        for length in range(len(key), -1, -1):
+            if key[:length] in self._lines:
+                return self._lines[key[:length]]
+        return self.name
+
+    def override(self, assignment: str) -> None:
+        """Apply `train.learning_rate=1e-4`; the value is YAML."""
+        path, found, text = assignment.partition("=")
+        if not found:
+            raise SpecError(f"'{assignment}' is no override; write key=value, such as train.max_steps=100.")
+        keys = path.split(".")
+        parent = self.data
+        for key in keys[:-1]:
+            inner = parent.get(key)
+            # `method: lora` and `method.rank=8` together mean {name: lora, rank: 8}
+            parent[key] = inner if isinstance(inner, dict) else {} if inner is None else {_short(key): inner}
+            parent = parent[key]
+        node = yaml.compose(text, Loader=_Loader)
+        parent[keys[-1]] = self._build(node, tuple(keys)) if node else None
+        self._lines[tuple(keys)] = f"command line ({assignment})"
+
+    def _build(self, node: yaml.Node, key: Key) -> Any:
+        self._lines[key] = f"{self.name}:{node.start_mark.line + 1}"
+        if isinstance(node, yaml.SequenceNode):
+            return [self._build(item, (*key, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            mapping: dict[str, Any] = {}
+            for name_node, value in node.value:
+                name = str(name_node.value)
+                line = name_node.start_mark.line + 1
+                if name in mapping:
+                    first = self._lines[(*key, name)]
+                    raise SpecError(f"{self.name}:{line}: '{name}' is said twice (first at {first}).")
+                mapping[name] = self._build(value, (*key, name))
+                self._lines[(*key, name)] = f"{self.name}:{line}"
+            return mapping
+        return _Loader("").construct_object(node)
+
+
+def _short(key: str) -> str:
+    """The key that a bare value stands for: `model: DIR` is its path, `method: lora` its name."""
+    return "path" if key == "model" else "name"
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a spec file and apply overrides.
+
+    Raises:
+        SpecError: everything that is wrong, each with file, line and key.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"There is no spec file {file}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{file} cannot be read: {error}.") from error
+    return _validate(_Document(text, str(file)), overrides)
+
+
+def parse_spec(data: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:
+    """A spec from Python data, checked like a file's; for notebooks."""
+    if isinstance(data, Spec):
+        data = data.model_dump(mode="json")
+    return _validate(_Document(json.dumps(data), "spec"), overrides)
+
+
+def _validate(document: _Document, overrides: Sequence[str]) -> Spec:
+    for assignment in overrides:
+        document.override(assignment)
+    try:
+        # JSON mode, strict: a list may be a tuple, but "1e-4" in quotes is not a number
+        spec = Spec.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        raise SpecError("\n".join(_sentences(error, Spec, document, ()))) from None
+    if spec.model.family is not None and spec.model.family not in MODELS:
+        known = did_you_mean(spec.model.family, list(MODELS))
+        place = document.place(("model", "family"))
+        raise SpecError(f"{place}: there is no model family '{spec.model.family}'. {known}")
+    problems = [
+        problem for key, named, shelf in _named(spec) for problem in _problems(key, named, shelf, document)
+    ]
+    if problems:
+        raise SpecError("\n".join(problems))
+    return spec
+
+
+def _named(spec: Spec) -> Iterator[tuple[Key, NamedSpec, Shelf[Any]]]:
+    yield ("method",), spec.method, METHODS
+    yield ("task",), spec.task, TASKS
+    for i, task in enumerate(spec.evaluate):
+        yield ("evaluate", i), task, TASKS
+
+
+def _problems(key: Key, named: NamedSpec, shelf: Shelf[Any], document: _Document) -> list[str]:
+    """What is wrong with a name and its options, in sentences."""
+    if named.name not in shelf:
+        known = did_you_mean(named.name, list(shelf))
+        return [f"{document.place((*key, 'name'))}: there is no {shelf.kind} '{named.name}'. {known}"]
+    try:
+        validated_options(shelf, named)
+    except ValidationError as error:
+        return list(_sentences(error, shelf[named.name].Options, document, key))
+    return []
+
+
+def validated_options(shelf: Shelf[Any], named: NamedSpec) -> Any:
+    """The options of a named thing, as its class's typed `Options`."""
+    return shelf[named.name].Options.model_validate_json(json.dumps(dict(named.options)), strict=True)
+
+
+def build(shelf: Shelf[Any], named: NamedSpec) -> Any:
+    """The instance that a spec's name and options stand for."""
+    try:
+        return shelf[named.name](validated_options(shelf, named))
+    except ValidationError as error:
+        document = _Document("", f"{shelf.kind} {named.name}")
+        raise SpecError("\n".join(_sentences(error, shelf[named.name].Options, document, ()))) from None
+
+
+def _sentences(
+    error: ValidationError, model: type[BaseModel], document: _Document, root: Key
+) -> Iterator[str]:
+    for problem in error.errors():
+        key = (*root, *(part for part in problem["loc"] if part != "options"))
+        dotted = ".".join(map(str, key)) or "the spec"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(model, problem["loc"][:-1])
+            yield f"{document.place(key)}: unknown key '{dotted}'. {did_you_mean(str(key[-1]), known)}"
+        elif problem["type"] == "missing":
+            yield f"{document.place(key)}: '{dotted}' is missing."
+        else:
+            yield f"{document.place(key)}: {dotted}: {problem['msg']}, not {problem['input']!r}."
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
