@@ -1,0 +1,91 @@
+"""To whom a directory belongs: to nobody yet, to the run of one spec, or to a stranger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from peft_mllm.errors import DiskError, SpecError
+from peft_mllm.files import TEMPORARY, canonical_json, json_digest, read_json
+from peft_mllm.rundir.lock import LOCK, recorded_holder
+
+SPEC = "spec.json"
+START_AGAIN = "Delete it and give the same command again."
+
+
+def refuse_what_is_not_ours(path: Path, spec: Mapping[str, Any], ignore: Collection[str]) -> None:
+    """Raise unless `path` is absent, empty, or a run of this spec. Touches nothing.
+
+    Raises:
+        SpecError: it belongs to another spec (lists the keys that differ), or is not a run.
+    """
+    stored = read_if_there(path / SPEC, read_json)
+    if stored is not None:
+        _refuse_other_spec(path, stored, spec, ignore)
+    elif path.is_dir():
+        _refuse_stranger(path)
+
+
+def spec_digest(path: Path) -> str:
+    """What ties checkpoints and result to a run, so that another run's copy does not pass for its own."""
+    stored = read_if_there(path / SPEC, read_json)
+    if stored is None:
+        raise DiskError(f"{path} is not a run: it has no {SPEC}.")
+    return json_digest(stored)
+
+
+def read_if_there(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a file; None if there is none.
+
+    Raises:
+        DiskError: it is there and cannot be used.
+    """
+    try:
+        return read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise DiskError(f"{path} cannot be used: {error}. {START_AGAIN}") from error
+
+
+def _refuse_other_spec(path: Path, stored: Any, spec: Mapping[str, Any], ignore: Collection[str]) -> None:
+    there, here = dict(_flat(stored)), dict(_flat(json.loads(canonical_json(spec))))
+    differing = [
+        f"  {key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and not _is_below(key, ignore)
+    ]
+    if differing:
+        head, remedy = f"{path} belongs to another spec:", f"Choose another output_dir, or delete {path}."
+        raise SpecError("\n".join([head, *differing, remedy]))
+
+
+def _refuse_stranger(path: Path) -> None:
+    strangers = sorted(entry.name for entry in path.iterdir() if _is_strange(entry))
+    if strangers:
+        raise SpecError(
+            f"{path} is not a run: it has no {SPEC}, but {strangers[0]}. "
+            "Nothing was changed in it. Choose another output_dir."
+        )
+
+
+def _is_strange(entry: Path) -> bool:
+    """Whether it is none of the things that a writer makes before the spec is there."""
+    if entry.name == LOCK:
+        return not entry.is_file() or (entry.stat().st_size > 0 and recorded_holder(entry) is None)
+    return not entry.name.startswith(f"{TEMPORARY}{SPEC}-")
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of nested objects, each with its value as JSON."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, json.dumps(value, ensure_ascii=False)
+
+
+def _is_below(key: str, prefixes: Collection[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
