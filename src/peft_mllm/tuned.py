@@ -1,0 +1,255 @@
+"""A base model made trainable: method attached, parts opened, ready to train, ask, save and load.
+
+tuned = attach(family, method, connector=True, vision=False)
+logits = tuned.answer_logits(batch)        # (A, V)
+tuned.save(directory)                      # a PEFT directory, or a whole model where there is no PEFT method
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from peft_mllm.anatomy import PARTS, Part
+from peft_mllm.attention import TREE_BACKENDS, additive, backend_of, connect_prefix, uses_prefix_port
+from peft_mllm.data.trees import Batch
+from peft_mllm.errors import MethodError, ModelError
+from peft_mllm.methods.base import Method
+from peft_mllm.models.base import Family
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A family's model with a method attached.
+
+    Attributes:
+        family: the loaded base.
+        model: the PeftModel, or the base itself where the method has no PEFT configuration.
+        base: the transformers model inside, with the method's layers in it.
+        trees: whether samples may share a prefix. Some attention backends take no mask of ours, and peft's
+            own prompt methods widen a two-dimensional mask in PeftModel's forward: there every sample is a
+            padded row.
+        bf16: compute in bfloat16 by autocast.
+    """
+
+    family: Family
+    model: PeftModel | PreTrainedModel
+    base: PreTrainedModel
+    trees: bool
+    bf16: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.base.parameters()).device
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The language model's decoder stack."""
+        return self.base.get_submodule(self.family.anatomy.llm)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What requires a gradient, by name: it is what is counted, optimised, saved and loaded."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def answer_logits(self, batch: Batch) -> Tensor:
+        """Logits (A, V) that predict the batch's answer tokens; none are computed elsewhere."""
+        with self._precision():
+            if not self._through_base:
+                logits = self.model(**self._inputs(batch)).logits
+                widened = logits.shape[1] - batch.input_ids.shape[1]  # virtual tokens stand in front
+                return logits[batch.rows, batch.columns + widened]
+            hidden = self.base.base_model(
+                **self._inputs(batch), position_ids=batch.position_ids, use_cache=False
+            ).last_hidden_state
+            return self.base.get_output_embeddings()(hidden[batch.rows, batch.columns])
+
+    def answer_losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy (A,) of each answer token, in float32."""
+        return nn.functional.cross_entropy(self.answer_logits(batch).float(), batch.targets, reduction="none")
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, **options: Any) -> Tensor:
+        """Token ids (R, new) after left-padded prompts; options are those of transformers' generate."""
+        asked = self.base if self._through_base else self.model
+        with self._precision(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
+            sequences = asked.generate(**self._inputs(batch), **options)
+        return sequences[:, batch.input_ids.shape[1] :]
+
+    @property
+    def _through_base(self) -> bool:
+        """Whether the base's own forward has the method in it; peft's prompt methods act in PeftModel's."""
+        return not _acts_in_peft_model(self.model)
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        mask = batch.attention_mask
+        if mask.ndim == 4 and backend_of(self.decoder) == "eager":
+            mask = additive(mask, torch.bfloat16 if self.bf16 else self.base.dtype)
+        return {"input_ids": batch.input_ids, "attention_mask": mask, **batch.pixels}
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def save(self, directory: Path) -> None:
+        """Write a PEFT directory; or, where there is no PEFT method, model, tokenizer and processor."""
+        if isinstance(self.model, PeftModel):
+            with _prefix_as_saved(self.model):
+                self.model.save_pretrained(directory)
+        else:
+            self.family.save(directory)
+
+
+def attach(
+    family: Family,
+    method: Method[Any],
+    *,
+    connector: bool = False,
+    vision: bool = False,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Tuned:
+    """Freeze the base, attach a method, and open the parts that are to be tuned.
+
+    What trains is held in float32, whatever the base's type: an update in bfloat16 rounds to nothing.
+
+    Raises:
+        MethodError: the method cannot work on this model, or a requested part trains nothing.
+    """
+    base, anatomy = family.model, family.anatomy
+    base.requires_grad_(False)
+    parts = ((anatomy.connector, connector), (anatomy.vision, vision))
+    opened = [module for module, tuned in parts if tuned]
+    config = method.peft_config(anatomy, base.get_submodule(anatomy.llm).config)
+    if config is None:
+        for module in (*method.trains(anatomy), *opened):
+            base.get_submodule(module).requires_grad_(True)
+        tuned = _connected(family, base, bf16=bf16)
+    else:
+        if opened:
+            config.modules_to_save = [*(getattr(config, "modules_to_save", None) or ()), *opened]
+        try:
+            model = get_peft_model(base, config)
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            raise MethodError(f"peft cannot attach {config.peft_type.value}: {error}") from error
+        method.initialise(model)
+        tuned = _connected(family, model, bf16=bf16)
+    for parameter in tuned.trainable().values():
+        parameter.data = parameter.data.float()
+    if gradient_checkpointing:
+        # after attaching: peft refuses a prefix on a model that checkpoints already, but ours goes another way
+        tuned.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    return tuned
+
+
+def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False) -> Tuned:
+    """Put a saved PEFT directory on a base, for evaluation.
+
+    Raises:
+        ModelError: the directory is no PEFT directory, or does not fit this base.
+    """
+    import peft_mllm.methods.bottleneck  # noqa: F401 - registers the tuner
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = PeftModel.from_pretrained(family.model, str(directory))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{directory} cannot be loaded as a PEFT adapter of this base: {error}") from error
+    lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
+    if lost:
+        # peft only warns, and the adapter is then the base in disguise
+        raise ModelError(f"{directory} does not fit this base: {lost[0]}")
+    return _connected(family, model, bf16=bf16)
+
+
+def untouched(family: Family, *, bf16: bool = False) -> Tuned:
+    """A base as it is."""
+    return _connected(family, family.model, bf16=bf16)
+
+
+def _connected(family: Family, model: PeftModel | PreTrainedModel, *, bf16: bool) -> Tuned:
+    if uses_prefix_port(model):
+        base = connect_prefix(model, family.anatomy)
+    else:
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+    backend = backend_of(base.get_submodule(family.anatomy.llm))
+    trees = backend in TREE_BACKENDS and not _acts_in_peft_model(model)
+    return Tuned(family=family, model=model, base=base, trees=trees, bf16=bf16)
+
+
+def _acts_in_peft_model(model: PeftModel | PreTrainedModel) -> bool:
+    """Whether a method works in PeftModel's forward only: peft's prompt methods, but not our prefix port."""
+    if not isinstance(model, PeftModel) or uses_prefix_port(model):
+        return False
+    return model.active_peft_config.is_prompt_learning
+
+
+@contextmanager
+def _prefix_as_saved(model: PeftModel) -> Iterator[None]:
+    """While saving, a re-parametrised prefix says that it is a plain table: that is what peft writes."""
+    name = model.active_adapter
+    config = model.peft_config[name]
+    if not (uses_prefix_port(model) and config.prefix_projection):
+        yield
+        return
+    model.peft_config[name] = dataclasses.replace(config, prefix_projection=False)
+    try:
+        yield
+    finally:
+        model.peft_config[name] = config
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """What trains of a part.
+
+    Attributes:
+        part: llm, connector or vision.
+        parameters: how many numbers train.
+        total: how many the part has, trained or not.
+        learning_rate: at its peak.
+    """
+
+    part: Part
+    parameters: int
+    total: int
+    learning_rate: float
+
+
+def trained_parts(tuned: Tuned, learning_rates: dict[Part, float], wanted: set[Part]) -> list[TrainedPart]:
+    """What trains, by part; `wanted` are the parts that were asked for.
+
+    Raises:
+        MethodError: a wanted part has nothing that trains, or an unwanted one has.
+    """
+    counted = dict.fromkeys(PARTS, 0)
+    totals = dict.fromkeys(PARTS, 0)
+    for name, parameter in tuned.model.named_parameters():
+        part = tuned.family.anatomy.part_of(name)
+        totals[part] += parameter.numel()
+        counted[part] += parameter.numel() if parameter.requires_grad else 0
+    for part in PARTS:
+        if part in wanted and counted[part] == 0:
+            raise MethodError(
+                f"The {part} is to be tuned, but nothing of it trains. Check method and location."
+            )
+        if part not in wanted and counted[part] > 0:
+            raise MethodError(f"The {part} is to stay frozen, but {counted[part]:,} parameters of it train.")
+    return [
+        TrainedPart(
+            part=part, parameters=counted[part], total=totals[part], learning_rate=learning_rates[part]
+        )
+        for part in PARTS
+        if counted[part]
+    ]
