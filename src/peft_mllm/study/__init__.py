@@ -1,0 +1,1 @@
+"""Studies: from result files to a comparison, as a table and as a page. Imports no torch."""
