@@ -1,0 +1,82 @@
+"""PEFT-MLLM: which parameter-efficient fine-tuning method, placed where, for my multimodal model, data and budget?
+
+    import peft_mllm
+    result = peft_mllm.train("spec.yaml", "method=ia3", "output_dir=runs/ia3")
+    scores = peft_mllm.evaluate("runs/ia3", ["scenes_count"])
+
+Importing it also teaches peft our bottleneck adapter: `PeftModel.from_pretrained` then loads what we saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from peft_mllm.spec import Spec
+
+__all__ = ["evaluate", "train"]
+
+
+def train(
+    spec: str | Path | Mapping[str, Any] | Spec, *overrides: str, quiet: bool = False
+) -> dict[str, Any]:
+    """Train and evaluate one spec; the same call again resumes, or returns the finished result.
+
+    Args:
+        spec: a YAML file, or the same as Python data.
+        overrides: values as on the command line: "train.learning_rate=1e-4".
+        quiet: show no progress.
+
+    Returns:
+        the content of result.json; predictions and adapter lie in the spec's output_dir.
+
+    Raises:
+        peft_mllm.errors.UserError: the message says what is wrong, where, and how to mend it.
+    """
+    from peft_mllm.run import run
+    from peft_mllm.specfile import load_spec, parse_spec
+
+    if isinstance(spec, (str, Path)):
+        return run(load_spec(spec, overrides), quiet=quiet)
+    return run(parse_spec(spec, overrides), quiet=quiet)
+
+
+def evaluate(
+    target: str | Path,
+    tasks: Sequence[str | Mapping[str, Any]] = (),
+    *,
+    base: str | None = None,
+    output_dir: str | Path | None = None,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score a run, a base model, or a PEFT directory on a base.
+
+    Args:
+        target: a run directory; a model (`embedded`, a directory, a hub id); or a PEFT directory.
+        tasks: names, or {"name": ..., option: ...}; a run's own tasks when left out.
+        base: the base of a PEFT directory; what its adapter_config.json names when left out.
+        output_dir: where predictions and scores are written; nowhere when left out.
+        limit: score only the first questions of each task.
+        quiet: show no progress.
+
+    Returns:
+        task name -> its scores, as in result.json.
+
+    Raises:
+        peft_mllm.errors.UserError: the message says what is wrong, where, and how to mend it.
+    """
+    from peft_mllm.saved import evaluate_saved
+
+    return evaluate_saved(str(target), tasks, base=base, output_dir=output_dir, limit=limit, quiet=quiet)
+
+
+@wrapt.when_imported("peft")
+def _teach_peft(peft: ModuleType) -> None:
+    """Register our tuner as soon as somebody imports peft; importing it here would take seconds."""
+    import peft_mllm.methods.bottleneck  # noqa: F401

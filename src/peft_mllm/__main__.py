@@ -1,0 +1,5 @@
+"""`python -m peft_mllm`, and `accelerate launch -m peft_mllm train spec.yaml`."""
+
+from peft_mllm.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""Any optimizer of torch and any schedule of transformers, by name, with a learning rate for each part."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from peft_mllm.anatomy import Anatomy, Part
+from peft_mllm.errors import SpecError
+from peft_mllm.shelf import did_you_mean
+from peft_mllm.spec import TrainSpec
+
+
+def learning_rates(spec: TrainSpec, default: float) -> dict[Part, float]:
+    """The peak learning rate of each part; `default` is the method's own."""
+    return {
+        "llm": spec.learning_rate or default,
+        "connector": spec.connector_learning_rate,
+        "vision": spec.vision_learning_rate,
+    }
+
+
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], anatomy: Anatomy, rates: Mapping[Part, float], spec: TrainSpec
+) -> torch.optim.Optimizer:
+    """An optimizer of torch with one group for each part, and one for what weight decay would harm.
+
+    Vectors (norms, biases, scales) do not decay, as in HF's and LLaVA's trainers.
+    """
+    groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault((anatomy.part_of(name), parameter.ndim > 1), []).append(parameter)
+    named = [
+        {"params": members, "lr": rates[part], "weight_decay": spec.weight_decay if decays else 0.0}
+        for (part, decays), members in groups.items()
+    ]
+    made = _optimizer_class(spec.optim)
+    known = inspect.signature(made).parameters
+    usual: dict[str, Any] = {"betas": (spec.adam_beta1, spec.adam_beta2), "eps": spec.adam_epsilon}
+    arguments = {key: value for key, value in usual.items() if key in known} | dict(spec.optim_args)
+    try:
+        return made(named, **arguments)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"train.optim_args: torch.optim.{spec.optim}: {error}") from error
+
+
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    classes = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    }
+    if name not in classes:
+        raise SpecError(
+            f"train.optim: torch has no optimizer '{name}'. {did_you_mean(name, sorted(classes))}"
+        )
+    return classes[name]
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, spec: TrainSpec, total_steps: int
+) -> Callable[[int], float]:
+    """The schedule as a function: step (from 0) -> factor on every group's peak learning rate.
+
+    A function has no state to save; and it is set before each step, so a resumed run has the same rates.
+    """
+    warmup = spec.warmup_steps or int(spec.warmup_ratio * total_steps)
+    try:
+        schedule = get_scheduler(
+            spec.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=dict(spec.lr_scheduler_kwargs),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SpecError(f"train.lr_scheduler_type: {error}") from error
+    if not isinstance(schedule, LambdaLR):
+        raise SpecError(f"train.lr_scheduler_type: '{spec.lr_scheduler_type}' is no function of the step.")
+    return schedule.lr_lambdas[0]
+
+
+def flat_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state as tensors named `parameter|key`, independent of groups and processes."""
+    return {
+        f"{name}|{key}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_flat_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
+) -> None:
+    """Put back what `flat_state` gave."""
+    for flat, value in state.items():
+        name, key = flat.rsplit("|", 1)
+        parameter = parameters[name]
+        on_device = value if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = on_device

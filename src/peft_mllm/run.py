@@ -1,0 +1,375 @@
+"""THE JUNCTION: one spec -> family, method, task -> train -> evaluate -> result.json.
+
+The only file that knows all shelves. Running the same spec again resumes, or returns the finished result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_mllm.anatomy import PARTS, Part
+from peft_mllm.data.plan import Plan
+from peft_mllm.data.supply import Supply, account_of, measure_with, refuse_long
+from peft_mllm.errors import DataError
+from peft_mllm.evaluation import evaluate, pad_token
+from peft_mllm.exactness import SelfCheck, self_check
+from peft_mllm.files import write_lines
+from peft_mllm.interrupt import stop_requests
+from peft_mllm.methods import METHODS, Method
+from peft_mllm.models import Family
+from peft_mllm.models.loading import dtype_for, load_family
+from peft_mllm.optimizer import learning_rates, make_optimizer, make_schedule
+from peft_mllm.provenance import data_fingerprint, environment, peak_memory, weights_fingerprint
+from peft_mllm.record import Record
+from peft_mllm.rundir import ADAPTER, PREDICTIONS, RunDir
+from peft_mllm.screen import Screen
+from peft_mllm.seeds import derive
+from peft_mllm.spec import Spec
+from peft_mllm.specfile import build
+from peft_mllm.tasks import TASKS, Split, Task
+from peft_mllm.trackers import Trackers
+from peft_mllm.training import Job, Progress, load_best, train
+from peft_mllm.tuned import Tuned, attach, trained_parts
+from peft_mllm.world import World
+
+Result = dict[str, Any]
+
+SELF_CHECK_SAMPLES = 8
+"""Compared at the start of training: enough for a tree or two, few enough to cost nothing."""
+NOTES = {
+    "tiny": "The base has random weights: these scores mean nothing.",
+    "embedded": "The base is a demonstration of some million parameters that knows only generated scenes: these "
+    "scores say nothing about models of practical size, and mean nothing on other data.",
+}
+
+
+def run(spec: Spec, *, quiet: bool = False) -> Result:
+    """Train and evaluate one spec in its run directory, from wherever an earlier call stopped.
+
+    Returns:
+        the content of result.json.
+
+    Raises:
+        UserError: its subclass and message say what, where and how to mend it; its exit_code is the process's.
+    """
+    world = World()
+    screen = Screen(quiet=quiet or not world.is_main)
+    directory = Path(spec.output_dir)
+    with ExitStack() as stack:
+        writer = stack.enter_context(RunDir.open(directory, spec.outcome())) if world.is_main else None
+        done: Result | None = world.share(writer.result() if writer else None)
+        if done is not None:
+            screen.note(f"{directory} is finished, and this is its result. Delete it to run again.")
+            return done
+        if writer:
+            writer.set_status("running")
+        stop = stack.enter_context(stop_requests())
+        result = Runner(spec, writer or RunDir(directory), world, screen, stop).result()
+        if writer:
+            writer.write_result(result)
+            writer.set_status("done", exit_code=0)
+        return result
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A task to be scored, with what will be asked: read before anything starts."""
+
+    name: str
+    task: Task
+    records: Sequence[Record]
+
+
+class Runner:
+    """One run from its spec to its result; each method is one stage."""
+
+    def __init__(
+        self, spec: Spec, run_dir: RunDir, world: World, screen: Screen, stop: Callable[[], bool]
+    ) -> None:
+        self.spec, self.run_dir, self.world, self.screen, self.stop = spec, run_dir, world, screen, stop
+        self.method: Method[Any] = build(METHODS, spec.method)
+        self.task: Task = build(TASKS, spec.task)
+        self.questions = questions(spec, self.task)
+        dtype = dtype_for(spec.model.dtype, world.device)
+        self.bf16 = spec.train.bf16 or dtype == "bfloat16"
+        self.family: Family = load_family(spec.model, dtype=dtype)
+        self.family.anatomy.check(self.family.model)
+        self.family.model.to(world.device)
+        self.parameters = sum(parameter.numel() for parameter in self.family.model.parameters())
+        self.fingerprint = weights_fingerprint(self.family.model)
+
+    def result(self) -> Result:
+        """Attach, train, save, evaluate, and say it all."""
+        tuned = self._attach()
+        rates = learning_rates(self.spec.train, self.method.learning_rate)
+        parts = trained_parts(tuned, rates, self._wanted())
+        trained: Result = {"data": {}, "training": {}, "self_check": None, "adapter": None}
+        if parts:
+            self.screen.parts(
+                [(part.part, part.parameters, part.total, part.learning_rate) for part in parts]
+            )
+            trained = self._train(tuned, rates) | {"adapter": self._save(tuned)}
+        return {
+            "schema": 1,
+            "name": self.spec.title,
+            "spec": self.spec.model_dump(mode="json"),
+            "spec_id": self.spec.id,
+            "method": self._method_json(),
+            "model": {
+                "source": self.spec.model.path,
+                "family": type(self.family).__name__.lower(),
+                "parameters": self.parameters,
+                "fingerprint": self.fingerprint,
+            },
+            "trainable": {
+                p.part: {"parameters": p.parameters, "learning_rate": p.learning_rate} for p in parts
+            },
+            **trained,
+            "scores": {asked.name: self._score(asked, tuned) for asked in self.questions},
+            "peak_memory_bytes": peak_memory(self.world.device),
+            "environment": environment(self.world.device),
+            "processes": self.world.size,
+            "seed": self.spec.seed,
+            "notes": notes_on(self.spec.model.path),
+        }
+
+    def _attach(self) -> Tuned:
+        torch.manual_seed(derive(self.spec.seed, "init"))
+        return attach(
+            self.family,
+            self.method,
+            connector=self.spec.connector == "tuned",
+            vision=self.spec.vision == "tuned",
+            bf16=self.bf16,
+            gradient_checkpointing=self.spec.train.gradient_checkpointing,
+        )
+
+    def _wanted(self) -> set[Part]:
+        """The parts that the spec asks to train; `none` asks nothing of the language model."""
+        switches = {"connector": self.spec.connector, "vision": self.spec.vision}
+        opened: set[Part] = {part for part in PARTS if switches.get(part) == "tuned"}
+        return opened | ({"llm"} if self.method.tunes_llm else set())
+
+    def _train(self, tuned: Tuned, rates: dict[Part, float]) -> Result:
+        supply, validation, account = self._supplies(tuned)
+        check = self._check_sharing(tuned, supply)
+        spec = self.spec.train
+        plan = Plan(
+            size=len(supply.records),
+            micro_batch=spec.per_device_train_batch_size,
+            micro_batches=spec.gradient_accumulation_steps * self.world.size,
+            seed=self.spec.seed,
+            groups=self._groups(supply.records),
+        )
+        total = (
+            spec.max_steps if spec.max_steps > 0 else math.ceil(spec.num_train_epochs * plan.steps_per_epoch)
+        )
+        optimizer = make_optimizer(tuned.trainable(), self.family.anatomy, rates, spec)
+        trackers = Trackers(
+            spec.report_to, directory=self.run_dir.path, main=self.world.is_main, title=self.spec.title
+        )
+        with trackers, self.screen.bar(f"training {self.spec.title}", total) as bar:
+
+            def report(line: dict[str, Any]) -> None:
+                trackers.log(line)
+                if "loss" in line:
+                    speed = line.get("tokens_per_second")
+                    said = f"loss {line['loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else "")
+                    bar.advance(to=line["step"], facts=said)
+
+            job = Job(
+                tuned=tuned,
+                optimizer=optimizer,
+                schedule=make_schedule(optimizer, spec, total),
+                plan=plan,
+                total_steps=total,
+                make_batch=supply.batch,
+                validation=self._batches(validation),
+                spec=spec,
+                seed=self.spec.seed,
+                run=self.run_dir,
+                world=self.world,
+                report=report,
+                stop=self.stop,
+            )
+            progress = train(job)
+            restored = load_best(job, progress)
+        return {
+            "data": {"train": account},
+            "training": training_json(progress, plan, restored=restored),
+            "self_check": asdict(check) if check else None,
+        }
+
+    def _supplies(self, tuned: Tuned) -> tuple[Supply, Supply | None, Result]:
+        """Training and validation data, checked, with the account of what was read."""
+        options, name = self.spec.data, self.spec.task.name
+        measure = measure_with(self.family.encode, options.max_length)
+        report = self.task.report("train", measure=measure)
+        if report:
+            self.screen.note(report.summary())
+        records: Sequence[Record] = self.task.records("train")
+        if report is None:
+            refuse_long(records, measure)
+        records = first(records, options.max_train_samples)
+        held_out: Sequence[Record] = ()
+        if options.validation_fraction:
+            records, held_out = split_off(records, options.validation_fraction, self.spec.seed)
+        elif self.task.has("validation"):
+            held_out = first(self.task.records("validation"), options.max_eval_samples)
+        if not records:
+            raise DataError(f"{name}: there is nothing to train on.")
+        fingerprint = data_fingerprint(records)
+        account = account_of(name, records, report, fingerprint) | {"validation": len(held_out)}
+        return self._supply(tuned, records), self._supply(tuned, held_out) if held_out else None, account
+
+    def _supply(self, tuned: Tuned, records: Sequence[Record]) -> Supply:
+        return Supply(
+            records=records,
+            encode=self.family.encode,
+            pixels=self.family.pixels,
+            pad_id=pad_token(tuned),
+            trees=tuned.trees,
+            share=self.spec.data.share_prefix,
+        )
+
+    def _batches(self, supply: Supply | None) -> Callable[[], Any] | None:
+        if supply is None:
+            return None
+        size = self.spec.train.per_device_eval_batch_size
+        return lambda: supply.batches(size, rank=self.world.rank, world_size=self.world.size)
+
+    def _groups(self, records: Sequence[Record]) -> tuple[tuple[str, ...], ...] | None:
+        if not self.spec.data.group_by_image:
+            return None
+        return tuple(tuple(image.key for image in record.images) or (record.id,) for record in records)
+
+    def _check_sharing(self, tuned: Tuned, supply: Supply) -> SelfCheck | None:
+        """Prove on this model and data that sharing is exact; stop where it is not."""
+        if not (supply.trees and supply.share):
+            return None
+        samples = [
+            supply.encode(supply.records[i]) for i in range(min(SELF_CHECK_SAMPLES, len(supply.records)))
+        ]
+        check = self_check(tuned, samples, pad_id=supply.pad_id)
+        if not check.passed:
+            raise DataError(
+                f"On this model, samples that share an image's prefix do not give the gradients of samples one by "
+                f"one: they differ by {check.gradient:.1e}, {check.tolerance:.0e} is rounding. "
+                "Set data.share_prefix: false, and please report this."
+            )
+        return check
+
+    def _save(self, tuned: Tuned) -> Result | None:
+        """The final adapter, committed like a checkpoint."""
+        if self.world.is_main:
+            self.run_dir.commit(ADAPTER, tuned.save)
+        self.world.barrier()
+        files = [file for file in (self.run_dir.path / ADAPTER).rglob("*") if file.is_file()]
+        return {"directory": ADAPTER, "bytes": sum(file.stat().st_size for file in files)}
+
+    def _score(self, asked: Questions, tuned: Tuned) -> Result:
+        return score(
+            asked,
+            tuned,
+            self.spec,
+            world=self.world,
+            screen=self.screen,
+            stop=self.stop,
+            directory=self.run_dir.path,
+        )
+
+    def _method_json(self) -> Result:
+        options = self.method.options.model_dump(mode="json")
+        return {"name": self.spec.method.name, "location": options.pop("location", None), "options": options}
+
+
+def questions(spec: Spec, task: Task) -> list[Questions]:
+    """What will be asked: the task's own test split where it has one, and those of `evaluate`."""
+    tasks = {spec.task.name: task} | {named.name: build(TASKS, named) for named in spec.evaluate}
+    return [
+        Questions(name=name, task=each, records=first(each.records("test"), spec.data.max_eval_samples))
+        for name, each in tasks.items()
+        if each.has("test")
+    ]
+
+
+def score(
+    asked: Questions,
+    tuned: Tuned,
+    spec: Spec,
+    *,
+    world: World,
+    screen: Screen,
+    stop: Callable[[], bool] = lambda: False,
+    directory: Path | None = None,
+    split: Split = "test",
+) -> Result:
+    """Evaluate one task; its predictions go to `directory`/predictions where one is given."""
+    with screen.bar(f"asking {asked.name}", len(asked.records)) as bar:
+        outcome = evaluate(
+            tuned,
+            asked.records,
+            metric=asked.task.metric,
+            max_new_tokens=asked.task.max_new_tokens,
+            generation=spec.generation,
+            batch_size=spec.train.per_device_eval_batch_size,
+            seed=spec.seed,
+            world=world,
+            report=bar.advance,
+            stop=stop,
+        )
+    summary: Result = {"split": split, **outcome.summary(), "predictions": None}
+    if directory is not None:
+        summary["predictions"] = f"{PREDICTIONS}/{asked.name}.jsonl"
+        if world.is_main:
+            write_lines(directory / summary["predictions"], outcome.lines(), what="the predictions")
+    headline, value = next(iter(outcome.scores.values.items()))
+    unparsed = f", {outcome.scores.unparsed} not understood" if outcome.scores.unparsed else ""
+    screen.note(f"{asked.name}: {headline} {value:.2f} on {len(asked.records)} questions{unparsed}")
+    return summary
+
+
+def first(records: Sequence[Record], limit: int | None) -> Sequence[Record]:
+    """The first records, or all of them."""
+    return records if limit is None or limit >= len(records) else records[:limit]
+
+
+def split_off(
+    records: Sequence[Record], fraction: float, seed: int
+) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Training and validation records; who goes where is a function of seed and record id."""
+    held_out = {
+        i for i, record in enumerate(records) if derive(seed, "validation", record.id) < fraction * 2**63
+    }
+    kept = [records[i] for i in range(len(records)) if i not in held_out]
+    return kept, [records[i] for i in sorted(held_out)]
+
+
+def training_json(progress: Progress, plan: Plan, *, restored: bool) -> Result:
+    """What training took, for result.json."""
+    best = None
+    if progress.best_step is not None:
+        best = {"step": progress.best_step, "eval_loss": progress.best_eval_loss, "restored": restored}
+    return {
+        "steps": progress.step,
+        "epochs": progress.step / plan.steps_per_epoch,
+        "seconds": progress.seconds,
+        "tokens": progress.tokens,
+        "answer_tokens": progress.answer_tokens,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "best": best,
+        "stopped_early": progress.stopped_early,
+        "resumed": progress.resumed,
+    }
+
+
+def notes_on(model: str) -> list[str]:
+    """What a reader of the scores must know about the base."""
+    return [note for kind, note in NOTES.items() if model.split(":")[0] == kind]

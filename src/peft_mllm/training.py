@@ -1,0 +1,310 @@
+"""The one training loop. It knows no method, family or task by name: it gets what varies as arguments.
+
+The step is `train_step`. Around it: data in a planned order, evaluation on the validation split, the best
+checkpoint, early stopping, metrics, and an end that can always be taken up again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from peft_mllm.data.plan import Plan
+from peft_mllm.data.trees import Batch
+from peft_mllm.errors import RESUME, DiskError, DivergedError, Interrupted
+from peft_mllm.optimizer import flat_state, load_flat_state
+from peft_mllm.rundir import START_AGAIN, RunDir, checkpoint_name, verify
+from peft_mllm.seeds import derive
+from peft_mllm.spec import TrainSpec
+from peft_mllm.tuned import Tuned
+from peft_mllm.world import World
+
+STATE = "state.safetensors"
+MakeBatch = Callable[[Sequence[int]], Batch]
+"""Sample indices to a batch."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with each checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    answer_tokens: int = 0
+    best_step: int | None = None
+    best_eval_loss: float | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+    resumed: int = 0
+
+    def advance(self, result: StepResult, seconds: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.seconds = seconds
+        self.tokens += result.tokens
+        self.answer_tokens += result.answer_tokens
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: its mean loss over answer tokens, and its gradient's norm before clipping."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a training needs.
+
+    Attributes:
+        tuned: the model.
+        optimizer: over its trainable parameters.
+        schedule: step -> factor on the peak learning rates.
+        plan: the order of the samples.
+        total_steps: where training ends.
+        make_batch: training samples to a micro-batch.
+        validation: makes the validation batches of this process, anew at each evaluation; None without a split.
+        spec: the options of training.
+        seed: of the run.
+        run: the run directory.
+        world: the processes.
+        report: called with metrics as they are made; for trackers and the progress bar.
+        stop: whether somebody asked to stop; polled after each step.
+    """
+
+    tuned: Tuned
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    plan: Plan
+    total_steps: int
+    make_batch: MakeBatch
+    validation: Callable[[], Iterator[Batch]] | None
+    spec: TrainSpec
+    seed: int
+    run: RunDir
+    world: World
+    report: Callable[[dict[str, Any]], None]
+    stop: Callable[[], bool]
+    parameters: dict[str, nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", self.tuned.trainable())
+
+
+def train_step(job: Job, step: int, batches: Sequence[Batch]) -> StepResult:
+    """One update from this process's micro-batches: the mean over all answer tokens of the step."""
+    params, world = list(job.parameters.values()), job.world
+    tokens, answers = world.sum(sum(b.tokens for b in batches), sum(b.answer_tokens for b in batches))
+    for group in job.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * job.schedule(step)
+    losses = []
+    for number, batch in enumerate(batches):
+        # dropout is a function of step and micro-batch: resuming and splitting change nothing
+        torch.manual_seed(derive(job.seed, "dropout", step, number * world.size + world.rank))
+        losses.append(job.tuned.answer_losses(batch.to(job.tuned.device)))  # (A,)
+        (losses[-1].sum() / answers).backward()
+    world.sum_gradients(params)
+    loss = world.sum(sum(each.detach().double().sum().item() for each in losses) / answers)[0]
+    norm = nn.utils.clip_grad_norm_(params, job.spec.max_grad_norm or float("inf")).item()
+    if not torch.tensor([loss, norm]).isfinite().all():
+        raise DivergedError(_why_diverged(step, loss, norm, batches, [each.detach() for each in losses]))
+    job.optimizer.step()
+    job.optimizer.zero_grad()
+    return StepResult(loss=loss, grad_norm=norm, tokens=int(tokens), answer_tokens=int(answers))
+
+
+def train(job: Job) -> Progress:
+    """Train to the end, from the newest good checkpoint where there is one.
+
+    Raises:
+        DivergedError: a loss or gradient was not finite; nothing of that step was applied or saved.
+        Interrupted: somebody asked to stop; the state is saved.
+    """
+    progress = _resume(job)
+    began = time.monotonic() - progress.seconds
+    window: list[StepResult] = []
+    for batches in _steps(job, progress.step):
+        if progress.stopped_early:
+            break
+        job.tuned.model.train()
+        window.append(train_step(job, progress.step, batches))
+        progress.advance(window[-1], time.monotonic() - began)
+        job.report({"step": progress.step, "loss": window[-1].loss, "tokens": progress.tokens})
+        last = progress.step == job.total_steps
+        if last or progress.step % job.spec.logging_steps == 0:
+            _log_window(job, progress, window)
+            window = []
+        gained = _due(job, job.spec.eval_strategy, job.spec.eval_steps, progress.step) and _evaluate(
+            job, progress
+        )
+        interrupted = job.world.any(job.stop())
+        due = _due(job, job.spec.save_strategy, job.spec.save_steps, progress.step)
+        if gained or interrupted or due or last or progress.stopped_early:
+            save_checkpoint(job, progress)
+        if interrupted:
+            raise Interrupted(f"Stopped at step {progress.step} of {job.total_steps}, saved: {RESUME}")
+    job.tuned.model.eval()
+    return progress
+
+
+def _steps(job: Job, start: int) -> Iterator[list[Batch]]:
+    """This process's micro-batches of each step from `start` on."""
+
+    def batches(step: int) -> list[Batch]:
+        mine = job.plan.step(step)[job.world.rank :: job.world.size]
+        return [job.make_batch(samples) for samples in mine]
+
+    workers = job.spec.dataloader_num_workers
+    loader: DataLoader[list[Batch]] = DataLoader(
+        _Mapped(batches), sampler=range(start, job.total_steps), batch_size=None, num_workers=workers
+    )
+    yield from loader
+
+
+class _Mapped(torch.utils.data.Dataset[list[Batch]]):
+    """A function of the step as a dataset, so that torch's loader can make steps ahead in other processes."""
+
+    def __init__(self, function: Callable[[int], list[Batch]]):
+        self._function = function
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        return self._function(step)
+
+
+def _due(job: Job, strategy: str, every: int, step: int) -> bool:
+    period = {"no": None, "steps": every, "epoch": job.plan.steps_per_epoch}[strategy]
+    return period is not None and (step % period == 0 or step == job.total_steps)
+
+
+def _log_window(job: Job, progress: Progress, window: Sequence[StepResult]) -> None:
+    answers = sum(result.answer_tokens for result in window)
+    line = {
+        "step": progress.step,
+        "epoch": progress.step / job.plan.steps_per_epoch,
+        "loss": sum(result.loss * result.answer_tokens for result in window) / answers,
+        "learning_rate": job.optimizer.param_groups[0]["lr"],
+        "grad_norm": window[-1].grad_norm,
+        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "seconds": progress.seconds,
+    }
+    _write(job, line)
+
+
+def _evaluate(job: Job, progress: Progress) -> bool:
+    """Measure the validation loss; true when it is the lowest so far."""
+    if job.validation is None:
+        return False
+    loss = mean_loss(job.tuned, job.validation(), job.world)
+    _write(job, {"step": progress.step, "eval_loss": loss})
+    gained = progress.best_eval_loss is None or loss < progress.best_eval_loss
+    if gained:
+        progress.best_step, progress.best_eval_loss = progress.step, loss
+        progress.evaluations_without_gain = 0
+    else:
+        progress.evaluations_without_gain += 1
+    patience = job.spec.early_stopping_patience
+    progress.stopped_early = patience is not None and progress.evaluations_without_gain >= patience
+    return gained
+
+
+@torch.no_grad()
+def mean_loss(tuned: Tuned, batches: Iterator[Batch], world: World) -> float:
+    """Mean cross-entropy over all answer tokens of all processes' batches."""
+    tuned.model.eval()
+    total, answers = 0.0, 0
+    for batch in batches:
+        losses = tuned.answer_losses(batch.to(tuned.device))
+        total += losses.double().sum().item()
+        answers += batch.answer_tokens
+    total, answers_everywhere = world.sum(total, answers)
+    return total / answers_everywhere
+
+
+def _write(job: Job, line: dict[str, Any]) -> None:
+    job.report(line)
+    if job.world.is_main:
+        job.run.log(line)
+
+
+def save_checkpoint(job: Job, progress: Progress) -> None:
+    """Commit trainable parameters, optimizer state and progress: one file whatever the number of processes."""
+    if job.world.is_main:
+        tensors = {f"parameter|{name}": p.detach() for name, p in job.parameters.items()}
+        state = {f"optimizer|{k}": v for k, v in flat_state(job.optimizer, job.parameters).items()}
+        on_cpu = {name: tensor.contiguous().cpu() for name, tensor in (tensors | state).items()}
+        job.run.commit(
+            checkpoint_name(progress.step),
+            lambda directory: save_file(on_cpu, directory / STATE),
+            facts=asdict(progress),
+        )
+        best = [] if progress.best_step is None else [checkpoint_name(progress.best_step)]
+        job.run.rotate(keep=job.spec.save_total_limit, protect=best)
+    job.world.barrier()
+
+
+def _resume(job: Job) -> Progress:
+    """Go back to the newest checkpoint that verifies; without one, to the beginning."""
+    checkpoint = job.run.latest_checkpoint() if job.world.is_main else None
+    path, facts = job.world.share((checkpoint.path, checkpoint.facts) if checkpoint else (None, {}))
+    progress = Progress(**facts)
+    if path is not None:
+        load_checkpoint(job, path)
+        progress.resumed += 1
+    if job.world.is_main:
+        job.run.rewind_log(progress.step)
+    return progress
+
+
+def load_checkpoint(job: Job, directory: Path) -> None:
+    """Put back the parameters and the optimizer state of a verified checkpoint."""
+    tensors = load_file(directory / STATE)
+    with torch.no_grad():
+        for name, parameter in job.parameters.items():
+            parameter.copy_(tensors[f"parameter|{name}"])
+    state = {k.removeprefix("optimizer|"): v for k, v in tensors.items() if k.startswith("optimizer|")}
+    load_flat_state(job.optimizer, job.parameters, state)
+
+
+def load_best(job: Job, progress: Progress) -> bool:
+    """Go back to the weights of the lowest validation loss; false where the last weights are those.
+
+    Raises:
+        DiskError: that checkpoint is damaged.
+    """
+    best = progress.best_step
+    if not job.spec.load_best_model_at_end or best is None or best == progress.step:
+        return False
+    path = job.run.path / checkpoint_name(best)
+    if doubts := verify(path):
+        raise DiskError(f"The best checkpoint {path} cannot be used: {'; '.join(doubts)}. {START_AGAIN}")
+    load_checkpoint(job, path)
+    return True
+
+
+def _why_diverged(
+    step: int, loss: float, norm: float, batches: Sequence[Batch], losses: Sequence[torch.Tensor]
+) -> str:
+    bad = [
+        batch.sample_ids[owner]
+        for batch, each in zip(batches, losses, strict=True)
+        for owner in sorted(set(batch.owners[~each.isfinite().cpu()].tolist()))
+    ]
+    everyone = [name for batch in batches for name in batch.sample_ids]
+    what = f"the loss is {loss}" if bad else f"the gradient's norm is {norm}"
+    who = ", ".join((bad or everyone)[:8]) + (", ..." if len(bad or everyone) > 8 else "")
+    return (
+        f"Training diverged at step {step + 1}: {what}. Samples: {who}. Nothing of this step was applied; the last "
+        f"checkpoint is good. Look at these samples, or lower train.learning_rate."
+    )
