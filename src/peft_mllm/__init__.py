@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "train"]
 
 
-def train(
-    spec: str | Path | Mapping[str, Any] | Spec, *overrides: str, quiet: bool = False
-) -> dict[str, Any]:
+def train(spec: str | Path | Mapping[str, Any] | Spec, *overrides: str, quiet: bool = False) -> dict[str, Any]:
     """Train and evaluate one spec; the same call again resumes, or returns the finished result.
 
     Args:

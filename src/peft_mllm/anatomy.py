@@ -98,6 +98,4 @@ class Anatomy:
         ]
         missing = [name for name in named if name not in modules]
         if missing:
-            raise MethodError(
-                f"This model has no module {', '.join(missing)}: its family's anatomy is wrong."
-            )
+            raise MethodError(f"This model has no module {', '.join(missing)}: its family's anatomy is wrong.")

@@ -190,9 +190,7 @@ def widen_mask(
     return causal[None, None]
 
 
-def _widen_block_mask(
-    mask: BlockMask, extra: int, queries: int, keys: int, device: torch.device
-) -> BlockMask:
+def _widen_block_mask(mask: BlockMask, extra: int, queries: int, keys: int, device: torch.device) -> BlockMask:
     inner = mask.mask_mod
 
     def widened(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

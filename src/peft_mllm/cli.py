@@ -74,9 +74,7 @@ def evaluate(
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base of a PEFT directory.")] = None,
     output: Annotated[Path | None, typer.Option(help="Directory for predictions and scores.json.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Score only the first questions of each task.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first questions of each task.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a run, a base, or a PEFT directory on a base."""
@@ -105,9 +103,7 @@ def data_check(
     image_root: Annotated[
         Path | None, typer.Option(help="Folder below which all images lie; the file's own if left out.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Also find samples that are too long for this model.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Also find samples that are too long for this model.")] = None,
     max_length: Annotated[int, typer.Option(min=8, help="With --model: tokens that fit.")] = 2048,
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Write bad records and good ones to files of their own.")
@@ -131,8 +127,9 @@ def data_check(
             console.print(str(finding), markup=False)
         console.print(report.summary(), markup=False)
     if quarantine:
-        for path in write_aside(report, records, file.parent):
-            Console(stderr=True).print(f"wrote {path}", markup=False)
+        written = write_aside(report, records, file.parent)
+        for path in (written.clean, written.quarantine):
+            Console(stderr=True, soft_wrap=True).print(f"wrote {path}", markup=False)
     if not report.ok:
         raise typer.Exit(EXIT_BAD_DATA)
 
@@ -146,9 +143,7 @@ def measure_for(model: str, max_length: int) -> Any:
     return measure_with(load_family(ModelSpec(path=model), dtype="auto").encode, max_length)
 
 
-@app.command(
-    "list", epilog=example("peft-mllm list methods", "peft-mllm list methods adapter", "peft-mllm list tasks")
-)
+@app.command("list", epilog=example("peft-mllm list methods", "peft-mllm list methods adapter", "peft-mllm list tasks"))
 def list_(
     kind: Annotated[str, typer.Argument(help="methods, models, tasks or metrics.")],
     name: Annotated[str | None, typer.Argument(help="Also show this one's options.")] = None,
@@ -173,9 +168,7 @@ def list_(
 
 @app.command(epilog=example("peft-mllm demo", "peft-mllm demo --methods lora,layernorm --output runs/demo"))
 def demo(
-    methods: Annotated[
-        str | None, typer.Option(help="Comma-separated; the four of the study if left out.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; the four of the study if left out.")] = None,
     task: Annotated[str | None, typer.Option(help="A generated task that the base has not seen.")] = None,
     output: Annotated[Path, typer.Option(help="Directory for the runs and the page.")] = Path("runs/demo"),
 ) -> None:
@@ -201,9 +194,7 @@ def show_scores(scores: dict[str, Any], notes: list[str]) -> None:
         table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
     for name, each in scores.items():
         figure, value = next(iter(each["values"].items()))
-        table.add_row(
-            name, f"{each['metric']} {figure}", f"{value:.2f}", str(each["n"]), str(each["unparsed"])
-        )
+        table.add_row(name, f"{each['metric']} {figure}", f"{value:.2f}", str(each["n"]), str(each["unparsed"]))
     console.print(table)
     for note in notes:
         console.print(f"Note: {note}", markup=False)

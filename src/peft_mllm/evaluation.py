@@ -98,9 +98,7 @@ def evaluate(
     """
     tuned.model.eval()
     began = time.monotonic()
-    samples = {
-        i: tuned.family.encode(records[i], answer=False) for i in range(world.rank, len(records), world.size)
-    }
+    samples = {i: tuned.family.encode(records[i], answer=False) for i in range(world.rank, len(records), world.size)}
     # prompts of like length together: the least padding
     mine = sorted(samples, key=lambda i: len(samples[i].ids))
     answers: list[tuple[int, str]] = []
@@ -142,9 +140,7 @@ def pad_token(tuned: Tuned) -> int:
 
 
 def _options(tuned: Tuned, generation: GenerationSpec, max_new_tokens: int) -> dict[str, object]:
-    sampling = (
-        {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
-    )
+    sampling = {"temperature": generation.temperature, "top_p": generation.top_p} if generation.do_sample else {}
     return {
         "do_sample": generation.do_sample,
         "num_beams": generation.num_beams,

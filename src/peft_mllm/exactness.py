@@ -63,7 +63,6 @@ def _loss_and_gradient(tuned: Tuned, batch: Batch) -> tuple[float, Tensor]:
     loss = tuned.answer_losses(batch.to(tuned.device)).mean()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     flat = [
-        torch.zeros_like(p).flatten() if g is None else g.flatten()
-        for p, g in zip(parameters, gradients, strict=True)
+        torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
     ]
     return loss.item(), torch.cat(flat)

@@ -105,9 +105,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def canonical_json(value: Any) -> bytes:
     """The one spelling of a JSON value: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
-    return _utf8(
-        json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    )
+    return _utf8(json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
 
 
 def json_digest(value: Any) -> str:

@@ -45,9 +45,7 @@ def options_of(model: type[BaseModel]) -> list[dict[str, str]]:
         {
             "name": name,
             "type": type_in_words(field.annotation),
-            "default": "required"
-            if field.is_required()
-            else str(field.get_default(call_default_factory=True)),
+            "default": "required" if field.is_required() else str(field.get_default(call_default_factory=True)),
             "meaning": meanings.get(name, ""),
         }
         for name, field in model.model_fields.items()
@@ -70,9 +68,7 @@ def type_in_words(annotation: Any) -> str:
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     """The string under each field, of the class and those it derives from."""
     found: dict[str, str] = {}
-    for cls in reversed(
-        [each for each in model.__mro__ if issubclass(each, BaseModel) and each is not BaseModel]
-    ):
+    for cls in reversed([each for each in model.__mro__ if issubclass(each, BaseModel) and each is not BaseModel]):
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         assert isinstance(node, ast.ClassDef)
         for field, after in zip(node.body, node.body[1:], strict=False):

@@ -57,15 +57,11 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
     }
     if name not in classes:
-        raise SpecError(
-            f"train.optim: torch has no optimizer '{name}'. {did_you_mean(name, sorted(classes))}"
-        )
+        raise SpecError(f"train.optim: torch has no optimizer '{name}'. {did_you_mean(name, sorted(classes))}")
     return classes[name]
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, spec: TrainSpec, total_steps: int
-) -> Callable[[int], float]:
+def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, total_steps: int) -> Callable[[int], float]:
     """The schedule as a function: step (from 0) -> factor on every group's peak learning rate.
 
     A function has no state to save; and it is set before each step, so a resumed run has the same rates.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from peft_mllm.anatomy import PARTS, Part
+from peft_mllm.data.check import Length, Report
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply, account_of, measure_with, refuse_long
 from peft_mllm.errors import DataError
@@ -79,31 +80,42 @@ def run(spec: Spec, *, quiet: bool = False) -> Result:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """A task to be scored, with what will be asked: read before anything starts."""
+class Opened:
+    """A split of a task that was read and checked before anything started."""
 
     name: str
     task: Task
     records: Sequence[Record]
+    report: Report | None
 
 
 class Runner:
     """One run from its spec to its result; each method is one stage."""
 
-    def __init__(
-        self, spec: Spec, run_dir: RunDir, world: World, screen: Screen, stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, spec: Spec, run_dir: RunDir, world: World, screen: Screen, stop: Callable[[], bool]) -> None:
         self.spec, self.run_dir, self.world, self.screen, self.stop = spec, run_dir, world, screen, stop
         self.method: Method[Any] = build(METHODS, spec.method)
-        self.task: Task = build(TASKS, spec.task)
-        self.questions = questions(spec, self.task)
+        tasks = {spec.task.name: build(TASKS, spec.task)} | {each.name: build(TASKS, each) for each in spec.evaluate}
         dtype = dtype_for(spec.model.dtype, world.device)
         self.bf16 = spec.train.bf16 or dtype == "bfloat16"
         self.family: Family = load_family(spec.model, dtype=dtype)
         self.family.anatomy.check(self.family.model)
-        self.family.model.to(world.device)
         self.parameters = sum(parameter.numel() for parameter in self.family.model.parameters())
         self.fingerprint = weights_fingerprint(self.family.model)
+        # all data is checked before the model goes to a device: what is wrong is said while it is cheap
+        self.train_split = self._open(tasks, spec.task.name, "train") if self._wanted() else None
+        self.validation_split = self._open(tasks, spec.task.name, "validation") if self._wanted() else None
+        tests = [self._open(tasks, name, "test") for name in tasks]
+        self.questions = [opened for opened in tests if opened is not None]
+        self.family.model.to(world.device)
+
+    def _open(self, tasks: dict[str, Task], name: str, split: Split) -> Opened | None:
+        if not tasks[name].has(split):
+            return None
+        data = self.spec.data
+        measure = measure_with(self.family.encode, data.max_length)
+        limit = data.max_train_samples if split == "train" else data.max_eval_samples
+        return open_split(tasks[name], name, split, measure=measure, limit=limit, screen=self.screen)
 
     def result(self) -> Result:
         """Attach, train, save, evaluate, and say it all."""
@@ -112,9 +124,7 @@ class Runner:
         parts = trained_parts(tuned, rates, self._wanted())
         trained: Result = {"data": {}, "training": {}, "self_check": None, "adapter": None}
         if parts:
-            self.screen.parts(
-                [(part.part, part.parameters, part.total, part.learning_rate) for part in parts]
-            )
+            self.screen.parts([(part.part, part.parameters, part.total, part.learning_rate) for part in parts])
             trained = self._train(tuned, rates) | {"adapter": self._save(tuned)}
         return {
             "schema": 1,
@@ -128,9 +138,7 @@ class Runner:
                 "parameters": self.parameters,
                 "fingerprint": self.fingerprint,
             },
-            "trainable": {
-                p.part: {"parameters": p.parameters, "learning_rate": p.learning_rate} for p in parts
-            },
+            "trainable": {p.part: {"parameters": p.parameters, "learning_rate": p.learning_rate} for p in parts},
             **trained,
             "scores": {asked.name: self._score(asked, tuned) for asked in self.questions},
             "peak_memory_bytes": peak_memory(self.world.device),
@@ -168,13 +176,9 @@ class Runner:
             seed=self.spec.seed,
             groups=self._groups(supply.records),
         )
-        total = (
-            spec.max_steps if spec.max_steps > 0 else math.ceil(spec.num_train_epochs * plan.steps_per_epoch)
-        )
+        total = spec.max_steps if spec.max_steps > 0 else math.ceil(spec.num_train_epochs * plan.steps_per_epoch)
         optimizer = make_optimizer(tuned.trainable(), self.family.anatomy, rates, spec)
-        trackers = Trackers(
-            spec.report_to, directory=self.run_dir.path, main=self.world.is_main, title=self.spec.title
-        )
+        trackers = Trackers(spec.report_to, directory=self.run_dir.path, main=self.world.is_main, title=self.spec.title)
         with trackers, self.screen.bar(f"training {self.spec.title}", total) as bar:
 
             def report(line: dict[str, Any]) -> None:
@@ -208,26 +212,19 @@ class Runner:
         }
 
     def _supplies(self, tuned: Tuned) -> tuple[Supply, Supply | None, Result]:
-        """Training and validation data, checked, with the account of what was read."""
-        options, name = self.spec.data, self.spec.task.name
-        measure = measure_with(self.family.encode, options.max_length)
-        report = self.task.report("train", measure=measure)
-        if report:
-            self.screen.note(report.summary())
-        records: Sequence[Record] = self.task.records("train")
-        if report is None:
-            refuse_long(records, measure)
-        records = first(records, options.max_train_samples)
-        held_out: Sequence[Record] = ()
-        if options.validation_fraction:
-            records, held_out = split_off(records, options.validation_fraction, self.spec.seed)
-        elif self.task.has("validation"):
-            held_out = first(self.task.records("validation"), options.max_eval_samples)
-        if not records:
-            raise DataError(f"{name}: there is nothing to train on.")
-        fingerprint = data_fingerprint(records)
-        account = account_of(name, records, report, fingerprint) | {"validation": len(held_out)}
-        return self._supply(tuned, records), self._supply(tuned, held_out) if held_out else None, account
+        """Training and validation data with the account of what was read."""
+        train = self.train_split
+        if train is None or not train.records:
+            raise DataError(f"{self.spec.task.name}: there is nothing to train on.")
+        records, held_out = train.records, self.validation_split.records if self.validation_split else ()
+        if self.spec.data.validation_fraction:
+            records, held_out = split_off(records, self.spec.data.validation_fraction, self.spec.seed)
+        account = account_of(train.name, records, train.report, data_fingerprint(records))
+        return (
+            self._supply(tuned, records),
+            self._supply(tuned, held_out) if held_out else None,
+            account | {"validation": len(held_out)},
+        )
 
     def _supply(self, tuned: Tuned, records: Sequence[Record]) -> Supply:
         return Supply(
@@ -254,9 +251,7 @@ class Runner:
         """Prove on this model and data that sharing is exact; stop where it is not."""
         if not (supply.trees and supply.share):
             return None
-        samples = [
-            supply.encode(supply.records[i]) for i in range(min(SELF_CHECK_SAMPLES, len(supply.records)))
-        ]
+        samples = [supply.encode(supply.records[i]) for i in range(min(SELF_CHECK_SAMPLES, len(supply.records)))]
         check = self_check(tuned, samples, pad_id=supply.pad_id)
         if not check.passed:
             raise DataError(
@@ -274,7 +269,7 @@ class Runner:
         files = [file for file in (self.run_dir.path / ADAPTER).rglob("*") if file.is_file()]
         return {"directory": ADAPTER, "bytes": sum(file.stat().st_size for file in files)}
 
-    def _score(self, asked: Questions, tuned: Tuned) -> Result:
+    def _score(self, asked: Opened, tuned: Tuned) -> Result:
         return score(
             asked,
             tuned,
@@ -290,18 +285,32 @@ class Runner:
         return {"name": self.spec.method.name, "location": options.pop("location", None), "options": options}
 
 
-def questions(spec: Spec, task: Task) -> list[Questions]:
-    """What will be asked: the task's own test split where it has one, and those of `evaluate`."""
-    tasks = {spec.task.name: task} | {named.name: build(TASKS, named) for named in spec.evaluate}
-    return [
-        Questions(name=name, task=each, records=first(each.records("test"), spec.data.max_eval_samples))
-        for name, each in tasks.items()
-        if each.has("test")
-    ]
+def open_split(
+    task: Task,
+    name: str,
+    split: Split,
+    *,
+    measure: Callable[[Record], Length],
+    limit: int | None,
+    screen: Screen,
+) -> Opened:
+    """Read and check a split, and say what was read.
+
+    Raises:
+        DataError: everything that is wrong with it, over-long samples among it.
+    """
+    with screen.bar(f"checking {name} {split}", 1) as bar:
+        report = task.report(split, measure=measure, progress=lambda done, total: bar.advance(to=done, total=total))
+    records = first(task.records(split), limit)
+    if report is None:
+        refuse_long(records, measure)
+    else:
+        screen.note(f"{name} {split}: {report.summary()}")
+    return Opened(name=name, task=task, records=records, report=report)
 
 
 def score(
-    asked: Questions,
+    asked: Opened,
     tuned: Tuned,
     spec: Spec,
     *,
@@ -341,13 +350,9 @@ def first(records: Sequence[Record], limit: int | None) -> Sequence[Record]:
     return records if limit is None or limit >= len(records) else records[:limit]
 
 
-def split_off(
-    records: Sequence[Record], fraction: float, seed: int
-) -> tuple[Sequence[Record], Sequence[Record]]:
+def split_off(records: Sequence[Record], fraction: float, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:
     """Training and validation records; who goes where is a function of seed and record id."""
-    held_out = {
-        i for i, record in enumerate(records) if derive(seed, "validation", record.id) < fraction * 2**63
-    }
+    held_out = {i for i, record in enumerate(records) if derive(seed, "validation", record.id) < fraction * 2**63}
     kept = [records[i] for i in range(len(records)) if i not in held_out]
     return kept, [records[i] for i in sorted(held_out)]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft_mllm.data.supply import measure_with
 from peft_mllm.errors import SpecError
 from peft_mllm.files import read_json, write_json
 from peft_mllm.interrupt import stop_requests
 from peft_mllm.models.loading import dtype_for, load_family
-from peft_mllm.run import Questions, first, score
+from peft_mllm.run import open_split, score
 from peft_mllm.rundir import ADAPTER, PREDICTIONS
 from peft_mllm.screen import Screen
 from peft_mllm.spec import ModelSpec, Spec
@@ -51,14 +52,14 @@ def evaluate_saved(
     """Score a target on tasks; see `peft_mllm.evaluate`."""
     found = find_target(target, base)
     spec = _spec(found, tasks, output_dir)
-    asked = [
-        Questions(named.name, task, first(task.records("test"), limit))
-        for named in (spec.task, *spec.evaluate)
-        for task in [build(TASKS, named)]
-    ]
     world = World()
     screen = Screen(quiet=quiet or not world.is_main)
     tuned = open_target(found, world)
+    measure = measure_with(tuned.family.encode, spec.data.max_length)
+    asked = [
+        open_split(build(TASKS, named), named.name, "test", measure=measure, limit=limit, screen=screen)
+        for named in (spec.task, *spec.evaluate)
+    ]
     directory = Path(output_dir) if output_dir else None
     if directory is not None:
         (directory / PREDICTIONS).mkdir(parents=True, exist_ok=True)

@@ -82,11 +82,6 @@ class Scene:
         """What is in a cell: `red circle` or `nothing`."""
         return next((s.name for s in self.shapes if (s.row, s.column) == (row, column)), "nothing")
 
-    def only(self, feature: Literal["colour", "form", "name"]) -> list[Shape]:
-        """The shapes whose colour, form or name no other shape has: those a question can refer to by it."""
-        values = [getattr(s, feature) for s in self.shapes]
-        return [s for s, value in zip(self.shapes, values, strict=True) if values.count(value) == 1]
-
     def draw(self) -> Image:
         """Paint the scene, `SIDE` x `SIDE` RGB; shades, sizes and offsets follow from the key."""
         from PIL import Image, ImageDraw
@@ -131,8 +126,7 @@ class SceneImage(ImageSource):
 
 def _candidates(rng: random.Random) -> Iterator[Scene]:
     while True:
-        # Few colours and forms to a scene make shapes share them; else every colour would name one shape
-        # and questions by attribute would have trivial wrong answers.
+        # Few colours and forms to a scene, so that shapes of a scene are alike and easily confused.
         colours = rng.sample(list(COLOURS), rng.randint(2, 5))
         forms = rng.sample(FORMS, rng.randint(2, 4))
         cells = sorted(rng.sample(range(9), rng.randint(2, MOST_SHAPES)))

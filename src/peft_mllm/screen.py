@@ -27,9 +27,12 @@ class Bar:
         self._screen, self._progress, self._task, self._total = screen, progress, task, total
         self._done, self._said = 0, time.monotonic()
 
-    def advance(self, by: int = 1, *, to: int | None = None, facts: str = "") -> None:
-        """Move on, and show facts such as the loss beside the bar."""
+    def advance(self, by: int = 1, *, to: int | None = None, total: int | None = None, facts: str = "") -> None:
+        """Move on, and show facts such as the loss beside the bar; a new total where it was not known before."""
         self._done = self._done + by if to is None else to
+        if total is not None:
+            self._total = total
+            self._progress.update(self._task, total=total)
         self._progress.update(self._task, completed=min(self._done, self._total), facts=facts)
         if not self._screen.console.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
             self._said = time.monotonic()

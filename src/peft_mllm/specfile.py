@@ -134,9 +134,7 @@ def _validate(document: _Document, overrides: Sequence[str]) -> Spec:
         known = did_you_mean(spec.model.family, list(MODELS))
         place = document.place(("model", "family"))
         raise SpecError(f"{place}: there is no model family '{spec.model.family}'. {known}")
-    problems = [
-        problem for key, named, shelf in _named(spec) for problem in _problems(key, named, shelf, document)
-    ]
+    problems = [problem for key, named, shelf in _named(spec) for problem in _problems(key, named, shelf, document)]
     if problems:
         raise SpecError("\n".join(problems))
     return spec
@@ -175,9 +173,7 @@ def build(shelf: Shelf[Any], named: NamedSpec) -> Any:
         raise SpecError("\n".join(_sentences(error, shelf[named.name].Options, document, ()))) from None
 
 
-def _sentences(
-    error: ValidationError, model: type[BaseModel], document: _Document, root: Key
-) -> Iterator[str]:
+def _sentences(error: ValidationError, model: type[BaseModel], document: _Document, root: Key) -> Iterator[str]:
     for problem in error.errors():
         key = (*root, *(part for part in problem["loc"] if part != "options"))
         dotted = ".".join(map(str, key)) or "the spec"
@@ -193,9 +189,7 @@ def _sentences(
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         field = model.model_fields.get(str(part))
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return []
         model = field.annotation
     return list(model.model_fields)

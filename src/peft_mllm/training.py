@@ -146,9 +146,7 @@ def train(job: Job) -> Progress:
         if last or progress.step % job.spec.logging_steps == 0:
             _log_window(job, progress, window)
             window = []
-        gained = _due(job, job.spec.eval_strategy, job.spec.eval_steps, progress.step) and _evaluate(
-            job, progress
-        )
+        gained = _due(job, job.spec.eval_strategy, job.spec.eval_steps, progress.step) and _evaluate(job, progress)
         interrupted = job.world.any(job.stop())
         due = _due(job, job.spec.save_strategy, job.spec.save_steps, progress.step)
         if gained or interrupted or due or last or progress.stopped_early:
@@ -293,9 +291,7 @@ def load_best(job: Job, progress: Progress) -> bool:
     return True
 
 
-def _why_diverged(
-    step: int, loss: float, norm: float, batches: Sequence[Batch], losses: Sequence[torch.Tensor]
-) -> str:
+def _why_diverged(step: int, loss: float, norm: float, batches: Sequence[Batch], losses: Sequence[torch.Tensor]) -> str:
     bad = [
         batch.sample_ids[owner]
         for batch, each in zip(batches, losses, strict=True)

@@ -241,15 +241,11 @@ def trained_parts(tuned: Tuned, learning_rates: dict[Part, float], wanted: set[P
         counted[part] += parameter.numel() if parameter.requires_grad else 0
     for part in PARTS:
         if part in wanted and counted[part] == 0:
-            raise MethodError(
-                f"The {part} is to be tuned, but nothing of it trains. Check method and location."
-            )
+            raise MethodError(f"The {part} is to be tuned, but nothing of it trains. Check method and location.")
         if part not in wanted and counted[part] > 0:
             raise MethodError(f"The {part} is to stay frozen, but {counted[part]:,} parameters of it train.")
     return [
-        TrainedPart(
-            part=part, parameters=counted[part], total=totals[part], learning_rate=learning_rates[part]
-        )
+        TrainedPart(part=part, parameters=counted[part], total=totals[part], learning_rate=learning_rates[part])
         for part in PARTS
         if counted[part]
     ]

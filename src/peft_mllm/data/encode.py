@@ -113,7 +113,5 @@ def _tokenise(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tupl
             spans.append((len(joined), len(joined) + len(piece.text)))
         joined += piece.text
     encoded = tokenizer(joined, return_offsets_mapping=True)
-    supervised = [
-        any(start < to and end > begin for begin, to in spans) for start, end in encoded["offset_mapping"]
-    ]
+    supervised = [any(start < to and end > begin for begin, to in spans) for start, end in encoded["offset_mapping"]]
     return list(encoded["input_ids"]), supervised

@@ -303,9 +303,7 @@ class _Eye:
             raise self._too_large("more than fits into memory") from None
         except Exception as error:
             cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
-            raise refuse(
-                "image-truncated" if cut else "image-broken", path=self.name, why=_why(error)
-            ) from None
+            raise refuse("image-truncated" if cut else "image-broken", path=self.name, why=_why(error)) from None
 
     def _too_large(self, size: str) -> BadDataError:
         return refuse("image-too-large", path=self.name, size=size, limit=f"{MAX_PIXELS:,} pixels")

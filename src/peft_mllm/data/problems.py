@@ -43,9 +43,7 @@ KINDS: Mapping[str, Kind] = {
         "Mend the list there.",
     ),
     "file-empty": Kind("error", "The file has no records", "Check that its export has finished."),
-    "file-changed": Kind(
-        "error", "{path} has changed since it was opened", "Start again with the file at rest."
-    ),
+    "file-changed": Kind("error", "{path} has changed since it was opened", "Start again with the file at rest."),
     "root-missing": Kind("error", "The image folder {path} is not there", "Check `image_root`.{hint}"),
     # One record as text.
     "json-broken": Kind("error", "The JSON breaks at column {column}: {why}", "Mend or remove the record."),
@@ -60,9 +58,7 @@ KINDS: Mapping[str, Kind] = {
         "The record is {size} bytes; {limit} are allowed",
         "Name images by path; do not put them inside.",
     ),
-    "not-an-object": Kind(
-        "error", "The record is {what}, not an object", 'Write it as {{"messages": [...]}}.'
-    ),
+    "not-an-object": Kind("error", "The record is {what}, not an object", 'Write it as {{"messages": [...]}}.'),
     "duplicate-key": Kind("error", "The key '{key}' stands twice in one object", "Keep one of the two."),
     # One record as a conversation.
     "misspelt-key": Kind("error", "The key '{key}' is not known", "Did you mean '{near}'?"),
@@ -89,24 +85,14 @@ KINDS: Mapping[str, Kind] = {
         "Turn {turn} is wrong: {why}",
         'Write a turn as {{"from", "value"}} or {{"role", "content"}}, both text.',
     ),
-    "role-unknown": Kind(
-        "error", "Turn {turn} is by '{role}'", "Use user (or human), assistant (or gpt), and system."
-    ),
-    "system-not-first": Kind(
-        "error", "Turn {turn} is the system's", "Put the system turn first, or remove it."
-    ),
-    "first-turn-not-user": Kind(
-        "error", "The assistant speaks first", "Remove the turns before the first question."
-    ),
-    "same-role-twice": Kind(
-        "error", "Turns {before} and {turn} are both by the {role}", "Join the two turns."
-    ),
+    "role-unknown": Kind("error", "Turn {turn} is by '{role}'", "Use user (or human), assistant (or gpt), and system."),
+    "system-not-first": Kind("error", "Turn {turn} is the system's", "Put the system turn first, or remove it."),
+    "first-turn-not-user": Kind("error", "The assistant speaks first", "Remove the turns before the first question."),
+    "same-role-twice": Kind("error", "Turns {before} and {turn} are both by the {role}", "Join the two turns."),
     "last-turn-not-assistant": Kind(
         "error", "The last turn is not the assistant's: there is no answer to learn", "Add the answer."
     ),
-    "empty-answer": Kind(
-        "error", "The answer in turn {turn} is empty", "Write the answer, or remove the record."
-    ),
+    "empty-answer": Kind("error", "The answer in turn {turn} is empty", "Write the answer, or remove the record."),
     "empty-question": Kind(
         "error", "The question in turn {turn} has neither text nor image", "Write it, or remove the record."
     ),
@@ -128,13 +114,9 @@ KINDS: Mapping[str, Kind] = {
         "Turn {turn} holds '{token}', which a model may read as a control token",
         "Remove it, unless it is meant.",
     ),
-    "odd-character": Kind(
-        "warning", "Turn {turn} holds {what}", "Look at the text: it was probably decoded wrongly."
-    ),
+    "odd-character": Kind("warning", "Turn {turn} holds {what}", "Look at the text: it was probably decoded wrongly."),
     # An image as a path.
-    "image-path-invalid": Kind(
-        "error", "The image is {what}, not a path", "Give its path below the image root."
-    ),
+    "image-path-invalid": Kind("error", "The image is {what}, not a path", "Give its path below the image root."),
     "image-url": Kind(
         "error", "The image {path} is a URL; nothing is fetched from data", "Download it and give its path."
     ),
@@ -143,12 +125,8 @@ KINDS: Mapping[str, Kind] = {
         "The image {path} lies outside the image root {root}",
         "Move it below the root, or set `image_root`.",
     ),
-    "image-missing": Kind(
-        "error", "The image {path} is not there", "Add the file or correct the path.{hint}"
-    ),
-    "image-unreadable": Kind(
-        "error", "The image {path} cannot be read: {why}", "Give a file that can be read."
-    ),
+    "image-missing": Kind("error", "The image {path} is not there", "Add the file or correct the path.{hint}"),
+    "image-unreadable": Kind("error", "The image {path} cannot be read: {why}", "Give a file that can be read."),
     # An image as a file.
     "image-empty": Kind("error", "The image {path} is an empty file", "Copy or download it again."),
     "image-lfs-pointer": Kind("error", "The image {path} is a git-LFS pointer", "Run `git lfs pull`."),
@@ -156,14 +134,10 @@ KINDS: Mapping[str, Kind] = {
         "error", "The image {path} is an HTML page, saved in place of an image", "Download the image again."
     ),
     "image-svg": Kind("error", "The image {path} is an SVG drawing", "Render it to PNG."),
-    "image-format": Kind(
-        "error", "The image {path} is {what}", "Convert it to JPEG, PNG, WebP, BMP, TIFF or GIF."
-    ),
+    "image-format": Kind("error", "The image {path} is {what}", "Convert it to JPEG, PNG, WebP, BMP, TIFF or GIF."),
     "image-truncated": Kind("error", "The image {path} is cut off: {why}", "Copy or download it again."),
     "image-broken": Kind("error", "The image {path} cannot be decoded: {why}", "Copy or download it again."),
-    "image-too-large": Kind(
-        "error", "The image {path} is too large: {size}; {limit} are allowed", "Scale it down."
-    ),
+    "image-too-large": Kind("error", "The image {path} is too large: {size}; {limit} are allowed", "Scale it down."),
     "image-animated": Kind(
         "error",
         "The image {path} has {frames} frames",
@@ -174,9 +148,7 @@ KINDS: Mapping[str, Kind] = {
         "The image {path} holds {what}, whose range is not known",
         "Scale its values to 0..255 and save it as 8-bit PNG.",
     ),
-    "image-changed": Kind(
-        "error", "The image {path} has changed since it was checked", "Check the data again."
-    ),
+    "image-changed": Kind("error", "The image {path} has changed since it was checked", "Check the data again."),
     "image-mislabelled": Kind(
         "warning",
         "The image {path} is a {format} file by its content",
@@ -195,9 +167,7 @@ KINDS: Mapping[str, Kind] = {
         "The image {path} has 16 bits per pixel",
         "Nothing to do, if 0..65535 is its range: it is scaled to 8.",
     ),
-    "image-exif": Kind(
-        "warning", "The EXIF data of {path} cannot be read: {why}", "Check that the image is upright."
-    ),
+    "image-exif": Kind("warning", "The EXIF data of {path} cannot be read: {why}", "Check that the image is upright."),
     "image-shape": Kind("warning", "The image {path} is {size} pixels", "Check that it shows something."),
     # A record as tokens.
     "too-long": Kind(
@@ -205,9 +175,7 @@ KINDS: Mapping[str, Kind] = {
         "The sample is {total} tokens long; {limit} fit",
         "Shorten or split it, or raise the limit if the model allows.",
     ),
-    "no-answer-tokens": Kind(
-        "error", "No token of the answer is learnt", "Write an answer the tokenizer knows."
-    ),
+    "no-answer-tokens": Kind("error", "No token of the answer is learnt", "Write an answer the tokenizer knows."),
     "not-encodable": Kind("error", "The model cannot read the record: {why}", "Change or remove the record."),
 }
 

@@ -74,14 +74,10 @@ def refuse_long(records: Sequence[Record], measure: Callable[[Record], Length]) 
     if long:
         more = f"\nand {len(long) - SHOWN} more" if len(long) > SHOWN else ""
         listed = "\n".join(long[:SHOWN])
-        raise DataError(
-            f"{len(long)} samples are too long:\n{listed}{more}\nRaise data.max_length, or leave them out."
-        )
+        raise DataError(f"{len(long)} samples are too long:\n{listed}{more}\nRaise data.max_length, or leave them out.")
 
 
-def account_of(
-    task: str, records: Sequence[Record], report: Report | None, fingerprint: str
-) -> dict[str, Any]:
+def account_of(task: str, records: Sequence[Record], report: Report | None, fingerprint: str) -> dict[str, Any]:
     """The reconciliation of what was read, for result.json."""
     read = {"read": report.read, "used": report.used, "quarantined": report.quarantined} if report else None
     counted = read or {"read": len(records), "used": len(records), "quarantined": 0}

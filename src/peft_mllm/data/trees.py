@@ -79,9 +79,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         pixels = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
         return replace(self, **moved, pixels=pixels)
@@ -175,9 +173,7 @@ def collate_padded(samples: Sequence[Sample], *, pixels: Pixels, pad_id: int, le
         offset = length - len(sample.ids) if left else 0
         input_ids[row, offset : offset + len(sample.ids)] = torch.tensor(sample.ids)
         attention_mask[row, offset : offset + len(sample.ids)] = 1
-        answers += [
-            (row, offset + i - 1, label, row) for i, label in enumerate(sample.labels) if label != IGNORED
-        ]
+        answers += [(row, offset + i - 1, label, row) for i, label in enumerate(sample.labels) if label != IGNORED]
     rows, columns, targets, owners = torch.tensor(answers, dtype=torch.long).reshape(-1, 4).unbind(1)
     return Batch(
         input_ids=input_ids,

@@ -108,9 +108,7 @@ class Adapter(Method[AdapterOptions]):
             )
         return {position: roles for position, roles in chosen.items() if roles}
 
-    def _checked_own(
-        self, own: dict[Position, tuple[str, ...]], anatomy: Anatomy
-    ) -> dict[Position, tuple[str, ...]]:
+    def _checked_own(self, own: dict[Position, tuple[str, ...]], anatomy: Anatomy) -> dict[Position, tuple[str, ...]]:
         if self.options.location is not None or self.options.preset != "paper":
             raise MethodError(
                 "adapter: before, after and parallel take the place of preset and location; leave those out."

@@ -79,7 +79,5 @@ def targets(anatomy: Anatomy, roles: tuple[str, ...], *, wanted: str) -> str:
     pattern = anatomy.pattern(roles)
     if pattern is None:
         has = ", ".join(anatomy.roles("both"))
-        raise MethodError(
-            f"{wanted} has no effect: it works on {', '.join(roles)}, this model's linears are {has}."
-        )
+        raise MethodError(f"{wanted} has no effect: it works on {', '.join(roles)}, this model's linears are {has}.")
     return pattern

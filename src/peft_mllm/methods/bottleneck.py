@@ -56,9 +56,7 @@ class BottleneckConfig(PeftConfig):
         patterns = [self.before_modules, self.after_modules, self.parallel_modules]
         self.target_modules = "|".join(f"(?:{pattern})" for pattern in patterns if pattern)
         if self.non_linearity not in ACT2FN:
-            raise ValueError(
-                f"There is no activation '{self.non_linearity}'. Known: {', '.join(sorted(ACT2FN))}."
-            )
+            raise ValueError(f"There is no activation '{self.non_linearity}'. Known: {', '.join(sorted(ACT2FN))}.")
 
     def position(self, module: str) -> Literal["before", "after", "parallel"]:
         """Where the adapter of a targeted module goes."""
@@ -160,9 +158,7 @@ class BottleneckModel(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             return
         if not hasattr(target, "in_features"):
-            raise ValueError(
-                f"{current_key} is a {type(target).__name__}; a bottleneck adapter needs a linear."
-            )
+            raise ValueError(f"{current_key} is a {type(target).__name__}; a bottleneck adapter needs a linear.")
         layer = BottleneckLayer(target, peft_config.position(current_key))
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, peft_config)

@@ -37,9 +37,7 @@ class IA3(Method[IA3Options]):
 
         attention = ATTENTION if "k" in anatomy.attention else FUSED_ATTENTION
         here = {"attention": attention, "mlp": MLP, "both": attention + MLP}[self.options.location]
-        feedforward: str | list[str] | None = (
-            anatomy.pattern(MLP) if self.options.location != "attention" else []
-        )
+        feedforward: str | list[str] | None = anatomy.pattern(MLP) if self.options.location != "attention" else []
         return IA3Config(
             task_type="CAUSAL_LM",
             target_modules=targets(anatomy, here, wanted=f"ia3 at {self.options.location}"),

@@ -29,10 +29,7 @@ class Exact(Metric):
         if not records:
             raise DataError("There are no records to score. Give a split that has some.")
         given = [prediction.strip().lower() for prediction in predictions]
-        right = [
-            float(answer == record.answer.strip().lower())
-            for answer, record in zip(given, records, strict=True)
-        ]
+        right = [float(answer == record.answer.strip().lower()) for answer, record in zip(given, records, strict=True)]
         return Scores(
             values={"accuracy": 100 * sum(right) / len(right)},
             per_question=right,

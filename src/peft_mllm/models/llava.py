@@ -48,9 +48,7 @@ class Llava(Family):
         lm_head="lm_head",
     )
 
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_processor: Any
-    ):
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_processor: Any):
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor

@@ -31,6 +31,9 @@ def load_family(spec: ModelSpec, *, dtype: str) -> Family:
     Raises:
         ModelError: it is not there, of no known family, or cannot be loaded.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # our own screen says what is going on
     tiny = _TINY.fullmatch(spec.path)
     if tiny:
         return MODELS[tiny["family"]].tiny(image_size=int(tiny["pixels"] or 56))

@@ -130,9 +130,7 @@ class RunDir:
                 self._set_status_of(error)
         self.close()
 
-    def commit(
-        self, name: str, write: Callable[[Path], None], *, facts: Mapping[str, Any] = _NO_FACTS
-    ) -> Path:
+    def commit(self, name: str, write: Callable[[Path], None], *, facts: Mapping[str, Any] = _NO_FACTS) -> Path:
         """Let `write` fill a directory, and make it appear whole, sealed and durable.
 
         Args:
@@ -152,9 +150,7 @@ class RunDir:
         self._trusted.add(target)
         return target
 
-    def latest_checkpoint(
-        self, on_reject: Callable[[Path, list[str]], None] = warn_rejected
-    ) -> Checkpoint | None:
+    def latest_checkpoint(self, on_reject: Callable[[Path, list[str]], None] = warn_rejected) -> Checkpoint | None:
         """The newest checkpoint that verifies; each newer one is reported with the reasons against it."""
         for step, path in self._checkpoints():
             if doubts := self._doubts(path):

@@ -195,9 +195,7 @@ def training_time(comparison: Comparison, look: Mapping[str, Look]) -> Drawn | N
 
     def paint(axes: Any) -> None:
         seconds = [row.seconds for row in rows]
-        bars = axes.barh(
-            range(len(rows)), seconds, height=0.42, color=[look[row.method].colour for row in rows]
-        )
+        bars = axes.barh(range(len(rows)), seconds, height=0.42, color=[look[row.method].colour for row in rows])
         axes.bar_label(bars, [wording.duration(value) for value in seconds], padding=5)
         axes.set_yticks(range(len(rows)), [_short(row.run) for row in rows])
         axes.invert_yaxis()
@@ -239,9 +237,7 @@ def _baseline(axes: Any, start: Estimate) -> None:
         axes.axhspan(start.low, start.high, color=NEUTRAL, alpha=0.12, linewidth=0)
 
 
-def _curve(
-    axes: Any, look: Look, curve: list[tuple[int, float]], evaluations: list[tuple[int, float]]
-) -> None:
+def _curve(axes: Any, look: Look, curve: list[tuple[int, float]], evaluations: list[tuple[int, float]]) -> None:
     axes.plot(*zip(*curve, strict=True), color=look.colour, linewidth=0.8, alpha=0.25)
     axes.plot(*zip(*_smooth(curve), strict=True), color=look.colour)
     if evaluations:
@@ -339,9 +335,7 @@ def _for_page(svg: str, key: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     name = f'role="img" aria-label="{escape(label)}"'
-    svg = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda found: f"<svg {found[1]} {name}>", svg, count=1
-    )
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda found: f"<svg {found[1]} {name}>", svg, count=1)
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", svg)
     svg = re.sub(r'(url\(|href=")#', rf"\1#{key}-", svg)

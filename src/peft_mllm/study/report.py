@@ -23,9 +23,7 @@ QUESTIONS = 12
 """How many questions the page shows with every run's answer."""
 
 
-def write_report(
-    results: Sequence[Result], path: Path, *, title: str, task: str, seen: Sequence[str] = ()
-) -> None:
+def write_report(results: Sequence[Result], path: Path, *, title: str, task: str, seen: Sequence[str] = ()) -> None:
     """Write the comparison of several runs as one HTML page.
 
     Args:
@@ -102,18 +100,12 @@ class Run:
     @cached_property
     def spec(self) -> str:
         """The spec as it would stand in a file."""
-        return (
-            yaml.safe_dump(_plain(self.result.spec), sort_keys=False, allow_unicode=True)
-            if self.result.spec
-            else ""
-        )
+        return yaml.safe_dump(_plain(self.result.spec), sort_keys=False, allow_unicode=True) if self.result.spec else ""
 
     @property
     def parts(self) -> list[tuple[str, str]]:
         """Trained parts, each with its parameters and learning rate."""
-        return [
-            (name, _part(part.parameters, part.learning_rate)) for name, part in self.result.trainable.items()
-        ]
+        return [(name, _part(part.parameters, part.learning_rate)) for name, part in self.result.trainable.items()]
 
     @property
     def scores(self) -> list[tuple[str, str]]:
@@ -148,9 +140,7 @@ def telling_questions(results: Sequence[Result], task: str, *, most: int = QUEST
         return []
     by_id = [{prediction.id: prediction for prediction in predictions} for predictions in asked]
     common = [prediction for prediction in asked[0] if all(prediction.id in others for others in by_id)]
-    questions = [
-        Question(one.id, one.question, one.answer, [others[one.id] for others in by_id]) for one in common
-    ]
+    questions = [Question(one.id, one.question, one.answer, [others[one.id] for others in by_id]) for one in common]
     chosen = sorted(range(len(questions)), key=lambda i: (_evenness(questions[i]), i))[:most]
     return [questions[i] for i in sorted(chosen)]
 

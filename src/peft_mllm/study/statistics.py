@@ -47,9 +47,7 @@ def estimate_mean(scores: Sequence[float], *, value: float) -> Estimate:
     return Estimate(value, low * unit, high * unit)
 
 
-def estimate_difference(
-    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, value: float
-) -> Estimate:
+def estimate_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, value: float) -> Estimate:
     """The interval of a mean difference between two runs over one or more tasks.
 
     Args:

@@ -59,9 +59,7 @@ class Custom(Task):
         if report.broken:
             raise report.error()
         if self.options.on_bad_data == "stop":
-            raise report.error(
-                advice="Mend them, or leave them out with the task option `on_bad_data: quarantine`."
-            )
+            raise report.error(advice="Mend them, or leave them out with the task option `on_bad_data: quarantine`.")
         if not report.used:
             raise report.error(advice="No record is left to use.")
         return Selection(file, report.good())

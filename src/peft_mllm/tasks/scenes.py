@@ -17,21 +17,14 @@ from peft_mllm.record import IMAGE_MARK, Record, Turn
 from peft_mllm.scenes import COLOURS, COLUMNS, FORMS, ROWS, Scene, SceneImage, make_scene, seeded
 from peft_mllm.tasks.base import Split, Task, TaskOptions
 
-SEEN = (
-    "scenes_caption",
-    "scenes_at",
-    "scenes_where",
-    "scenes_count",
-    "scenes_exists",
-    "scenes_colour",
-)
+SEEN = ("scenes_caption", "scenes_at", "scenes_colour", "scenes_exists", "scenes_count")
 UNSEEN = (
     "scenes_blank",
-    "scenes_missing",
+    "scenes_empty",
     "scenes_row",
-    "scenes_choose",
+    "scenes_column",
     "scenes_next",
-    "scenes_relative",
+    "scenes_choose",
     "scenes_compare",
 )
 
@@ -120,23 +113,16 @@ def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def _near_miss(scene: Scene, rng: random.Random) -> str:
-    """A shape that is not there, of a colour and a form that are, if there is one; else of any."""
-    names = {s.name for s in scene.shapes}
-    colours = sorted({s.colour for s in scene.shapes})
-    forms = sorted({s.form for s in scene.shapes})
-    near = [name for c in colours for f in forms if (name := f"{c} {f}") not in names]
-    if near and rng.random() < 0.7:
-        return rng.choice(near)
-    return rng.choice([name for c in COLOURS for f in FORMS if (name := f"{c} {f}") not in names])
+def _place(row: int, column: int) -> str:
+    return f"{ROWS[row]} {COLUMNS[column]}"
 
 
-def _cell(scene: Scene, rng: random.Random) -> tuple[int, int]:
-    """An occupied cell three times in four, so that `nothing` is not the usual answer."""
-    if rng.random() < 0.75:
-        shape = rng.choice(scene.shapes)
-        return shape.row, shape.column
-    return rng.randrange(3), rng.randrange(3)
+def _cell(scene: Scene, rng: random.Random, *, filled: float) -> tuple[int, int]:
+    """A cell that has a shape with probability `filled`, else one that has none."""
+    taken = [(s.row, s.column) for s in scene.shapes]
+    if rng.random() < filled:
+        return rng.choice(taken)
+    return rng.choice([(r, c) for r in range(3) for c in range(3) if (r, c) not in taken])
 
 
 class Caption(SceneTask):
@@ -158,67 +144,44 @@ class At(SceneTask):
 
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
         """Ask `What is at the top left?`, answered `red circle` or `nothing`."""
-        row, column = _cell(scene, rng)
-        return f"What is at the {ROWS[row]} {COLUMNS[column]}?", scene.at(row, column)
-
-
-class Where(SceneTask):
-    """Tell the cell of a shape that occurs once."""
-
-    seen = True
-
-    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `Where is the red circle?`, answered `top left`."""
-        if not (single := scene.only("name")):
-            return None
-        shape = rng.choice(single)
-        return f"Where is the {shape.name}?", shape.place
-
-
-class Count(SceneTask):
-    """Count all shapes, or those of one colour or form."""
-
-    seen = True
-
-    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `How many red shapes are there?`, answered `2`."""
-        what = rng.choice(("all", "colour", "colour", "form", "form"))
-        if what == "all":
-            return "How many shapes are there?", str(len(scene.shapes))
-        present = rng.choice(scene.shapes)
-        if what == "colour":
-            colour = present.colour if rng.random() < 0.85 else rng.choice(list(COLOURS))
-            count = sum(s.colour == colour for s in scene.shapes)
-            return f"How many {colour} shapes are there?", str(count)
-        form = present.form if rng.random() < 0.85 else rng.choice(FORMS)
-        plural = "crosses" if form == "cross" else f"{form}s"
-        return f"How many {plural} are there?", str(sum(s.form == form for s in scene.shapes))
-
-
-class Exists(SceneTask):
-    """Say whether a shape is there."""
-
-    seen = True
-
-    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `Is there a red circle?`, answered `yes` or `no`."""
-        there = rng.random() < 0.5
-        name = rng.choice(scene.shapes).name if there else _near_miss(scene, rng)
-        return f"Is there a {name}?", _yes(there)
+        row, column = _cell(scene, rng, filled=0.8)
+        return f"What is at the {_place(row, column)}?", scene.at(row, column)
 
 
 class Colour(SceneTask):
-    """Tell the colour of the only shape of a form."""
+    """Tell the colour of the shape in a cell."""
 
     seen = True
-    most_per_image = 2
 
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `What colour is the circle?`, answered `red`."""
-        if not (single := scene.only("form")):
-            return None
-        shape = rng.choice(single)
-        return f"What colour is the {shape.form}?", shape.colour
+        """Ask `What colour is at the top left?`, answered `red`."""
+        shape = rng.choice(scene.shapes)
+        return f"What colour is at the {shape.place}?", shape.colour
+
+
+class Exists(SceneTask):
+    """Say whether a cell has a shape."""
+
+    seen = True
+
+    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+        """Ask `Is there a shape at the top left?`, answered `yes` or `no`."""
+        row, column = _cell(scene, rng, filled=0.5)
+        return f"Is there a shape at the {_place(row, column)}?", _yes(scene.at(row, column) != "nothing")
+
+
+class Count(SceneTask):
+    """Count the shapes, all or those of a row."""
+
+    seen = True
+    most_per_image = 4
+
+    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+        """Ask `How many shapes are in the top row?` or `... are there?`, answered `2`."""
+        row = rng.randrange(4)
+        if row == 3:
+            return "How many shapes are there?", str(len(scene.shapes))
+        return f"How many shapes are in the {ROWS[row]} row?", str(sum(s.row == row for s in scene.shapes))
 
 
 class Blank(SceneTask):
@@ -232,16 +195,15 @@ class Blank(SceneTask):
         return f"Fill in the blank: at the {shape.place} is a {shape.colour} ___.", shape.form
 
 
-class Missing(SceneTask):
-    """Say whether a shape is absent: the seen question's answer, turned round."""
+class Empty(SceneTask):
+    """Say whether a cell has no shape: the answer to a seen question, turned round."""
 
     seen = False
 
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `Is the red circle missing?`, answered `yes` or `no`."""
-        there = rng.random() < 0.5
-        name = rng.choice(scene.shapes).name if there else _near_miss(scene, rng)
-        return f"Is the {name} missing?", _yes(not there)
+        """Ask `Is the top left empty?`, answered `yes` or `no`."""
+        row, column = _cell(scene, rng, filled=0.5)
+        return f"Is the {_place(row, column)} empty?", _yes(scene.at(row, column) == "nothing")
 
 
 class Row(SceneTask):
@@ -257,6 +219,32 @@ class Row(SceneTask):
         return f"List the shapes of the {ROWS[row]} row.", ", ".join(names) or "nothing"
 
 
+class Column(SceneTask):
+    """Count the shapes of one column."""
+
+    seen = False
+    most_per_image = 3
+
+    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+        """Ask `How many shapes are in the left column?`, answered `2`."""
+        column = rng.randrange(3)
+        count = sum(s.column == column for s in scene.shapes)
+        return f"How many shapes are in the {COLUMNS[column]} column?", str(count)
+
+
+class Next(SceneTask):
+    """Name what is beside a cell."""
+
+    seen = False
+
+    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+        """Ask `What is right of the top left?`, answered `blue cross` or `nothing`."""
+        row, column = _cell(scene, rng, filled=0.8)
+        if column == 0:
+            return None
+        return f"What is right of the {_place(row, column - 1)}?", scene.at(row, column)
+
+
 class Choose(SceneTask):
     """Choose the text that is true of a cell."""
 
@@ -265,52 +253,23 @@ class Choose(SceneTask):
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
         """Ask `What is at the top left? A. red circle B. blue cross`, answered `A` or `B`."""
         shape = rng.choice(scene.shapes)
-        others = [f"{c} {f}" for c in COLOURS for f in FORMS if f"{c} {f}" != shape.name]
+        others = [f"{c} {f}" for c in COLOURS for f in FORMS if c != shape.colour]
         choices = [shape.name, rng.choice(others)]
         rng.shuffle(choices)
         question = f"What is at the {shape.place}? A. {choices[0]} B. {choices[1]}"
         return question, "AB"[choices.index(shape.name)]
 
 
-class Next(SceneTask):
-    """Name what is beside a shape."""
-
-    seen = False
-
-    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `What is right of the red circle?`, answered `blue cross` or `nothing`."""
-        beside = {s.name: scene.at(s.row, s.column + 1) for s in scene.only("name") if s.column < 2}
-        if all(other == "nothing" for other in beside.values()):
-            return None
-        name = rng.choice(list(beside))
-        return f"What is right of the {name}?", beside[name]
-
-
-class Relative(SceneTask):
-    """Compare the places of two shapes."""
-
-    seen = False
-
-    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `Is the red circle left of the blue cross?`, answered `yes` or `no`."""
-        single = scene.only("name")
-        pairs = [(a, b) for a in single for b in single if a.column != b.column]
-        if not pairs:
-            return None
-        a, b = rng.choice(pairs)
-        return f"Is the {a.name} left of the {b.name}?", _yes(a.column < b.column)
-
-
 class Compare(SceneTask):
-    """Compare two counts."""
+    """Compare the counts of two rows."""
 
     seen = False
 
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-        """Ask `Are there more circles than crosses?`, answered `yes` or `no`."""
-        a, b = rng.sample(FORMS, 2)
-        more, less = (sum(s.form == form for s in scene.shapes) for form in (a, b))
+        """Ask `Are there more shapes in the top row than in the bottom row?`, answered `yes` or `no`."""
+        a, b = rng.sample(range(3), 2)
+        more, less = (sum(s.row == row for s in scene.shapes) for row in (a, b))
         if more == less:
             return None
-        words = ["crosses" if form == "cross" else f"{form}s" for form in (a, b)]
-        return f"Are there more {words[0]} than {words[1]}?", _yes(more > less)
+        question = f"Are there more shapes in the {ROWS[a]} row than in the {ROWS[b]} row?"
+        return question, _yes(more > less)
