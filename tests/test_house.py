@@ -21,13 +21,17 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 # The floors, from the ground up. A module or package imports from its own floor or from those below.
 FLOORS = [
     {"errors"},
-    {"assets", "files", "record", "scenes", "seeds", "shelf"},
-    {"anatomy", "attention", "data", "rundir", "spec", "world"},
+    {"assets", "files", "interrupt", "record", "seeds", "shelf", "spec", "world"},
+    {"anatomy", "provenance", "rundir", "scenes", "screen", "trackers"},
+    {"attention", "data", "optimizer"},
     {"methods", "metrics", "models", "tasks"},
-    {"evaluation", "exactness", "optimizer", "specfile", "training", "tuned"},
+    {"loading", "specfile", "splits", "tuned"},
+    {"evaluation", "exactness", "listing", "training"},
     {"run"},
-    {"study"},
-    {"cli"},
+    {"saved", "study"},
+    {"demo"},
+    {"cli", ""},
+    {"__main__"},
 ]
 
 SHELVES = {"methods": "METHODS", "metrics": "METRICS", "models": "MODELS", "tasks": "TASKS"}

@@ -137,7 +137,7 @@ def data_check(
 def measure_for(model: str, max_length: int) -> Any:
     """The measure of records by a model's tokenizer and templates."""
     from peft_mllm.data.supply import measure_with
-    from peft_mllm.models.loading import load_family
+    from peft_mllm.loading import load_family
     from peft_mllm.spec import ModelSpec
 
     return measure_with(load_family(ModelSpec(path=model), dtype="auto").encode, max_length)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from peft_mllm.anatomy import Anatomy, Part
+from peft_mllm.anatomy import PARTS, Anatomy, Part
 from peft_mllm.errors import SpecError
 from peft_mllm.shelf import did_you_mean
 from peft_mllm.spec import TrainSpec
@@ -38,7 +38,7 @@ def make_optimizer(
         groups.setdefault((anatomy.part_of(name), parameter.ndim > 1), []).append(parameter)
     named = [
         {"params": members, "lr": rates[part], "weight_decay": spec.weight_decay if decays else 0.0}
-        for (part, decays), members in groups.items()
+        for (part, decays), members in sorted(groups.items(), key=lambda group: PARTS.index(group[0][0]))
     ]
     made = _optimizer_class(spec.optim)
     known = inspect.signature(made).parameters

@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from peft_mllm.anatomy import PARTS, Part
-from peft_mllm.data.check import Length, Report
 from peft_mllm.data.plan import Plan
-from peft_mllm.data.supply import Supply, account_of, measure_with, refuse_long
+from peft_mllm.data.supply import Supply, account_of, measure_with
 from peft_mllm.errors import DataError
 from peft_mllm.evaluation import evaluate, pad_token
 from peft_mllm.exactness import SelfCheck, self_check
@@ -25,7 +24,7 @@ from peft_mllm.files import write_lines
 from peft_mllm.interrupt import stop_requests
 from peft_mllm.methods import METHODS, Method
 from peft_mllm.models import Family
-from peft_mllm.models.loading import dtype_for, load_family
+from peft_mllm.loading import dtype_for, load_family
 from peft_mllm.optimizer import learning_rates, make_optimizer, make_schedule
 from peft_mllm.provenance import data_fingerprint, environment, peak_memory, weights_fingerprint
 from peft_mllm.record import Record
@@ -34,6 +33,7 @@ from peft_mllm.screen import Screen
 from peft_mllm.seeds import derive
 from peft_mllm.spec import Spec
 from peft_mllm.specfile import build
+from peft_mllm.splits import Opened, open_split, split_off
 from peft_mllm.tasks import TASKS, Split, Task
 from peft_mllm.trackers import Trackers
 from peft_mllm.training import Job, Progress, load_best, train
@@ -77,16 +77,6 @@ def run(spec: Spec, *, quiet: bool = False) -> Result:
             writer.write_result(result)
             writer.set_status("done", exit_code=0)
         return result
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A split of a task that was read and checked before anything started."""
-
-    name: str
-    task: Task
-    records: Sequence[Record]
-    report: Report | None
 
 
 class Runner:
@@ -181,12 +171,8 @@ class Runner:
         trackers = Trackers(spec.report_to, directory=self.run_dir.path, main=self.world.is_main, title=self.spec.title)
         with trackers, self.screen.bar(f"training {self.spec.title}", total) as bar:
 
-            def report(line: dict[str, Any]) -> None:
-                trackers.log(line)
-                if "loss" in line:
-                    speed = line.get("tokens_per_second")
-                    said = f"loss {line['loss']:.3f}" + (f", {speed:,.0f} tokens/s" if speed else "")
-                    bar.advance(to=line["step"], facts=said)
+            def show(step: int, loss: float, tokens_per_second: float) -> None:
+                bar.advance(to=step, facts={"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_second:,.0f}"})
 
             job = Job(
                 tuned=tuned,
@@ -200,7 +186,8 @@ class Runner:
                 seed=self.spec.seed,
                 run=self.run_dir,
                 world=self.world,
-                report=report,
+                log=trackers.log,
+                show=show,
                 stop=self.stop,
             )
             progress = train(job)
@@ -285,30 +272,6 @@ class Runner:
         return {"name": self.spec.method.name, "location": options.pop("location", None), "options": options}
 
 
-def open_split(
-    task: Task,
-    name: str,
-    split: Split,
-    *,
-    measure: Callable[[Record], Length],
-    limit: int | None,
-    screen: Screen,
-) -> Opened:
-    """Read and check a split, and say what was read.
-
-    Raises:
-        DataError: everything that is wrong with it, over-long samples among it.
-    """
-    with screen.bar(f"checking {name} {split}", 1) as bar:
-        report = task.report(split, measure=measure, progress=lambda done, total: bar.advance(to=done, total=total))
-    records = first(task.records(split), limit)
-    if report is None:
-        refuse_long(records, measure)
-    else:
-        screen.note(f"{name} {split}: {report.summary()}")
-    return Opened(name=name, task=task, records=records, report=report)
-
-
 def score(
     asked: Opened,
     tuned: Tuned,
@@ -345,18 +308,6 @@ def score(
     return summary
 
 
-def first(records: Sequence[Record], limit: int | None) -> Sequence[Record]:
-    """The first records, or all of them."""
-    return records if limit is None or limit >= len(records) else records[:limit]
-
-
-def split_off(records: Sequence[Record], fraction: float, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:
-    """Training and validation records; who goes where is a function of seed and record id."""
-    held_out = {i for i, record in enumerate(records) if derive(seed, "validation", record.id) < fraction * 2**63}
-    kept = [records[i] for i in range(len(records)) if i not in held_out]
-    return kept, [records[i] for i in sorted(held_out)]
-
-
 def training_json(progress: Progress, plan: Plan, *, restored: bool) -> Result:
     """What training took, for result.json."""
     best = None
@@ -368,7 +319,7 @@ def training_json(progress: Progress, plan: Plan, *, restored: bool) -> Result:
         "seconds": progress.seconds,
         "tokens": progress.tokens,
         "answer_tokens": progress.answer_tokens,
-        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "tokens_per_second": progress.tokens_per_second,
         "best": best,
         "stopped_early": progress.stopped_early,
         "resumed": progress.resumed,

@@ -12,12 +12,13 @@ from peft_mllm.data.supply import measure_with
 from peft_mllm.errors import SpecError
 from peft_mllm.files import read_json, write_json
 from peft_mllm.interrupt import stop_requests
-from peft_mllm.models.loading import dtype_for, load_family
-from peft_mllm.run import open_split, score
+from peft_mllm.loading import dtype_for, load_family
+from peft_mllm.run import score
 from peft_mllm.rundir import ADAPTER, PREDICTIONS
 from peft_mllm.screen import Screen
 from peft_mllm.spec import ModelSpec, Spec
 from peft_mllm.specfile import build, parse_spec
+from peft_mllm.splits import open_split
 from peft_mllm.tasks import TASKS
 from peft_mllm.tuned import Tuned, load_adapter, untouched
 from peft_mllm.world import World

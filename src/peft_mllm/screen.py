@@ -6,8 +6,9 @@ On a terminal the bar moves; elsewhere (a log file) it says where it is every fe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -20,24 +21,32 @@ QUIET_SECONDS = 20.0
 """Between two lines of progress where there is no terminal."""
 
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
 class Bar:
     """A progress bar, advanced by whoever works."""
 
     def __init__(self, screen: Screen, progress: Progress, task: TaskID, total: int):
         self._screen, self._progress, self._task, self._total = screen, progress, task, total
         self._done, self._said = 0, time.monotonic()
+        self._facts: dict[str, str] = {}
 
-    def advance(self, by: int = 1, *, to: int | None = None, total: int | None = None, facts: str = "") -> None:
-        """Move on, and show facts such as the loss beside the bar; a new total where it was not known before."""
+    def advance(
+        self, by: int = 1, *, to: int | None = None, total: int | None = None, facts: Mapping[str, str] = NOTHING
+    ) -> None:
+        """Move on, and show facts such as the loss beside the bar; a fact stays until it is told anew."""
         self._done = self._done + by if to is None else to
         if total is not None:
             self._total = total
             self._progress.update(self._task, total=total)
-        self._progress.update(self._task, completed=min(self._done, self._total), facts=facts)
+        self._facts |= facts
+        said = ", ".join(f"{name} {value}" for name, value in self._facts.items())
+        self._progress.update(self._task, completed=min(self._done, self._total), facts=said)
         if not self._screen.console.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
             self._said = time.monotonic()
             title = self._progress.tasks[self._task].description
-            self._screen.note(f"{title}: {self._done} of {self._total} {facts}")
+            self._screen.note(f"{title}: {self._done} of {self._total} {said}")
 
 
 class Screen:

@@ -45,9 +45,19 @@ class Progress:
     evaluations_without_gain: int = 0
     stopped_early: bool = False
     resumed: int = 0
+    window_loss: float = 0.0
+    window_answer_tokens: int = 0
+    """Since the last line of the log; saved, so that a resumed run writes the lines of an undisturbed one."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Since the beginning, evaluations included."""
+        return self.tokens / max(self.seconds, 1e-9)
 
     def advance(self, result: StepResult, seconds: float) -> None:
         """Count a step."""
+        self.window_loss += result.loss * result.answer_tokens
+        self.window_answer_tokens += result.answer_tokens
         self.step += 1
         self.seconds = seconds
         self.tokens += result.tokens
@@ -80,7 +90,8 @@ class Job:
         seed: of the run.
         run: the run directory.
         world: the processes.
-        report: called with metrics as they are made; for trackers and the progress bar.
+        log: called with each line of metrics.jsonl; for trackers.
+        show: called after each step with its number, loss and tokens per second; for the progress bar.
         stop: whether somebody asked to stop; polled after each step.
     """
 
@@ -95,7 +106,8 @@ class Job:
     seed: int
     run: RunDir
     world: World
-    report: Callable[[dict[str, Any]], None]
+    log: Callable[[dict[str, Any]], None]
+    show: Callable[[int, float, float], None]
     stop: Callable[[], bool]
     parameters: dict[str, nn.Parameter] = field(init=False)
 
@@ -134,18 +146,16 @@ def train(job: Job) -> Progress:
     """
     progress = _resume(job)
     began = time.monotonic() - progress.seconds
-    window: list[StepResult] = []
     for batches in _steps(job, progress.step):
         if progress.stopped_early:
             break
         job.tuned.model.train()
-        window.append(train_step(job, progress.step, batches))
-        progress.advance(window[-1], time.monotonic() - began)
-        job.report({"step": progress.step, "loss": window[-1].loss, "tokens": progress.tokens})
+        result = train_step(job, progress.step, batches)
+        progress.advance(result, time.monotonic() - began)
+        job.show(progress.step, result.loss, progress.tokens_per_second)
         last = progress.step == job.total_steps
         if last or progress.step % job.spec.logging_steps == 0:
-            _log_window(job, progress, window)
-            window = []
+            _log_window(job, progress, result)
         gained = _due(job, job.spec.eval_strategy, job.spec.eval_steps, progress.step) and _evaluate(job, progress)
         interrupted = job.world.any(job.stop())
         due = _due(job, job.spec.save_strategy, job.spec.save_steps, progress.step)
@@ -186,17 +196,18 @@ def _due(job: Job, strategy: str, every: int, step: int) -> bool:
     return period is not None and (step % period == 0 or step == job.total_steps)
 
 
-def _log_window(job: Job, progress: Progress, window: Sequence[StepResult]) -> None:
-    answers = sum(result.answer_tokens for result in window)
+def _log_window(job: Job, progress: Progress, newest: StepResult) -> None:
+    """Log the mean loss since the last line, and the newest step's rate and gradient."""
     line = {
         "step": progress.step,
         "epoch": progress.step / job.plan.steps_per_epoch,
-        "loss": sum(result.loss * result.answer_tokens for result in window) / answers,
+        "loss": progress.window_loss / progress.window_answer_tokens,
         "learning_rate": job.optimizer.param_groups[0]["lr"],
-        "grad_norm": window[-1].grad_norm,
-        "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "grad_norm": newest.grad_norm,
+        "tokens_per_second": progress.tokens_per_second,
         "seconds": progress.seconds,
     }
+    progress.window_loss, progress.window_answer_tokens = 0.0, 0
     _write(job, line)
 
 
@@ -231,7 +242,7 @@ def mean_loss(tuned: Tuned, batches: Iterator[Batch], world: World) -> float:
 
 
 def _write(job: Job, line: dict[str, Any]) -> None:
-    job.report(line)
+    job.log(line)
     if job.world.is_main:
         job.run.log(line)
 
