@@ -103,10 +103,11 @@ def evaluate(
     mine = sorted(samples, key=lambda i: len(samples[i].ids))
     answers: list[tuple[int, str]] = []
     options = _options(tuned, generation, max_new_tokens)
-    for start in range(0, len(mine), batch_size):
+    together = batch_size if tuned.takes_padding else 1
+    for start in range(0, len(mine), together):
         if stop():
             raise Interrupted(f"Stopped while evaluating: {RESUME}")
-        asked = mine[start : start + batch_size]
+        asked = mine[start : start + together]
         torch.manual_seed(derive(seed, "generate", samples[asked[0]].id))
         answers += zip(asked, ask(tuned, [samples[i] for i in asked], options), strict=True)
         report(len(asked) * world.size)

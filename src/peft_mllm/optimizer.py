@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,20 +42,35 @@ def make_optimizer(
         for (part, decays), members in sorted(groups.items(), key=lambda group: PARTS.index(group[0][0]))
     ]
     made = _optimizer_class(spec.optim)
-    known = inspect.signature(made).parameters
-    usual: dict[str, Any] = {"betas": (spec.adam_beta1, spec.adam_beta2), "eps": spec.adam_epsilon}
-    arguments = {key: value for key, value in usual.items() if key in known} | dict(spec.optim_args)
     try:
-        return made(named, **arguments)
+        return made(named, **_arguments(made, spec), **spec.optim_args)
     except (TypeError, ValueError) as error:
         raise SpecError(f"train.optim_args: torch.optim.{spec.optim}: {error}") from error
+
+
+def _arguments(made: type[torch.optim.Optimizer], spec: TrainSpec) -> dict[str, Any]:
+    """Adam's options for the optimizers that have them; set for another one they are an error."""
+    known = inspect.signature(made).parameters
+    # some optimizers have a pair of eps with another meaning
+    has_eps = "eps" in known and isinstance(known["eps"].default, float)
+    usual = {"adam_beta1": "betas" in known, "adam_beta2": "betas" in known, "adam_epsilon": has_eps}
+    idle = [name for name, has in usual.items() if not has and getattr(spec, name) != _default(name)]
+    if idle:
+        raise SpecError(f"train.{idle[0]} has no effect: torch.optim.{spec.optim} does not take it.")
+    values = {"betas": (spec.adam_beta1, spec.adam_beta2), "eps": spec.adam_epsilon}
+    wanted = {"betas": "betas" in known, "eps": has_eps}
+    return {key: value for key, value in values.items() if wanted[key] and key not in spec.optim_args}
+
+
+def _default(name: str) -> Any:
+    return TrainSpec.model_fields[name].default
 
 
 def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     classes = {
         key: value
         for key, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     }
     if name not in classes:
         raise SpecError(f"train.optim: torch has no optimizer '{name}'. {did_you_mean(name, sorted(classes))}")
@@ -66,7 +82,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, total_steps
 
     A function has no state to save; and it is set before each step, so a resumed run has the same rates.
     """
-    warmup = spec.warmup_steps or int(spec.warmup_ratio * total_steps)
+    warmup = spec.warmup_steps or math.ceil(spec.warmup_ratio * total_steps)
     try:
         schedule = get_scheduler(
             spec.lr_scheduler_type,

@@ -22,9 +22,9 @@ from peft_mllm.evaluation import evaluate, pad_token
 from peft_mllm.exactness import SelfCheck, self_check
 from peft_mllm.files import write_lines
 from peft_mllm.interrupt import stop_requests
+from peft_mllm.loading import dtype_for, load_family
 from peft_mllm.methods import METHODS, Method
 from peft_mllm.models import Family
-from peft_mllm.loading import dtype_for, load_family
 from peft_mllm.optimizer import learning_rates, make_optimizer, make_schedule
 from peft_mllm.provenance import data_fingerprint, environment, peak_memory, weights_fingerprint
 from peft_mllm.record import Record

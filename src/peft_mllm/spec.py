@@ -16,7 +16,7 @@ Strategy = Literal["no", "steps", "epoch"]
 class Frozen(BaseModel):
     """A value: cannot be changed, refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelSpec(Frozen):
@@ -133,7 +133,7 @@ class TrainSpec(Frozen):
     @field_validator("report_to", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class Spec(Frozen):

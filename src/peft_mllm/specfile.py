@@ -6,6 +6,7 @@ spec = load_spec("run.yaml", ["train.learning_rate=1e-4", "method.rank=16"])
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,12 +45,7 @@ class _Document:
     def __init__(self, text: str, name: str):
         self.name = name
         self._lines: dict[Key, str] = {}
-        try:
-            root = yaml.compose(text, Loader=_Loader)
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise SpecError(f"{name}:{line}: this is not YAML: {error.problem}.") from error
-        self.data = self._build(root, ()) if root else {}
+        self.data = self._read(text, ()) or {}
         if not isinstance(self.data, dict):
             raise SpecError(f"{name}: a spec is a mapping of keys to values.")
 
@@ -63,40 +59,64 @@ class _Document:
     def override(self, assignment: str) -> None:
         """Apply `train.learning_rate=1e-4`; the value is YAML."""
         path, found, text = assignment.partition("=")
-        if not found:
-            raise SpecError(f"'{assignment}' is no override; write key=value, such as train.max_steps=100.")
         keys = path.split(".")
-        parent = self.data
-        for key in keys[:-1]:
-            inner = parent.get(key)
-            # `method: lora` and `method.rank=8` together mean {name: lora, rank: 8}
-            parent[key] = inner if isinstance(inner, dict) else {} if inner is None else {_short(key): inner}
-            parent = parent[key]
-        node = yaml.compose(text, Loader=_Loader)
-        parent[keys[-1]] = self._build(node, tuple(keys)) if node else None
-        self._lines[tuple(keys)] = f"command line ({assignment})"
+        if not found or not all(key.isidentifier() for key in keys):
+            raise SpecError(f"'{assignment}' is no override; write key=value, such as train.max_steps=100.")
+        inner = self.data
+        for depth, key in enumerate(keys[:-1], start=1):
+            inner = self._mapping_at(inner, keys[:depth], assignment)
+        origin, self.name = self.name, f"command line ({assignment})"
+        inner[keys[-1]] = self._read(text, tuple(keys))
+        self._lines[tuple(keys)] = self.name
+        self.name = origin
 
-    def _build(self, node: yaml.Node, key: Key) -> Any:
-        self._lines[key] = f"{self.name}:{node.start_mark.line + 1}"
+    def _mapping_at(self, parent: dict[str, Any], path: Sequence[str], assignment: str) -> dict[str, Any]:
+        """The mapping at a path, made where there is none."""
+        key, value = path[-1], parent.get(path[-1])
+        if value is None:
+            value = {}
+        elif isinstance(value, str) and len(path) == 1 and key in SHORT_FORMS:
+            value = {SHORT_FORMS[key]: value}
+        if not isinstance(value, dict):
+            raise SpecError(f"{assignment}: {'.'.join(path)} is no mapping, so nothing can be set in it.")
+        parent[key] = value
+        return value
+
+    def _read(self, text: str, key: Key) -> Any:
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+            return self._build(node, key, ()) if node else None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            raise SpecError(f"{self._at(mark)}: this is not YAML: {error.problem or error.context}.") from error
+        except yaml.YAMLError as error:
+            raise SpecError(f"{self.name}: this is not YAML: {error}.") from error
+
+    def _build(self, node: yaml.Node, key: Key, around: tuple[yaml.Node, ...]) -> Any:
+        """A node as plain data; `around` are the nodes that it lies in."""
+        if node in around:
+            raise SpecError(f"{self._at(node.start_mark)}: an alias stands inside what it names.")
+        self._lines[key] = self._at(node.start_mark)
         if isinstance(node, yaml.SequenceNode):
-            return [self._build(item, (*key, i)) for i, item in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            mapping: dict[str, Any] = {}
-            for name_node, value in node.value:
-                name = str(name_node.value)
-                line = name_node.start_mark.line + 1
-                if name in mapping:
-                    first = self._lines[(*key, name)]
-                    raise SpecError(f"{self.name}:{line}: '{name}' is said twice (first at {first}).")
-                mapping[name] = self._build(value, (*key, name))
-                self._lines[(*key, name)] = f"{self.name}:{line}"
-            return mapping
-        return _Loader("").construct_object(node)
+            return [self._build(item, (*key, i), (*around, node)) for i, item in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return _Loader("").construct_object(node)
+        mapping: dict[str, Any] = {}
+        for name_node, value in node.value:
+            name, place = str(name_node.value), self._at(name_node.start_mark)
+            if name in mapping:
+                raise SpecError(f"{place}: '{name}' is said twice (first at {self._lines[(*key, name)]}).")
+            mapping[name] = self._build(value, (*key, name), (*around, node))
+            self._lines[(*key, name)] = place
+        return mapping
+
+    def _at(self, mark: yaml.Mark | None) -> str:
+        """A place in a file; what came from the command line has no lines."""
+        return self.name if mark is None or self.name.startswith("command line") else f"{self.name}:{mark.line + 1}"
 
 
-def _short(key: str) -> str:
-    """The key that a bare value stands for: `model: DIR` is its path, `method: lora` its name."""
-    return "path" if key == "model" else "name"
+# `model: DIR` stands for its path, `method: lora` for its name; an override may go inside either
+SHORT_FORMS = {"model": "path", "method": "name", "task": "name"}
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -119,7 +139,11 @@ def parse_spec(data: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) ->
     """A spec from Python data, checked like a file's; for notebooks."""
     if isinstance(data, Spec):
         data = data.model_dump(mode="json")
-    return _validate(_Document(json.dumps(data), "spec"), overrides)
+    try:
+        text = json.dumps(data, default=os.fspath)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"The spec holds something that YAML cannot say: {error}.") from error
+    return _validate(_Document(text, "spec"), overrides)
 
 
 def _validate(document: _Document, overrides: Sequence[str]) -> Spec:
@@ -137,7 +161,18 @@ def _validate(document: _Document, overrides: Sequence[str]) -> Spec:
     problems = [problem for key, named, shelf in _named(spec) for problem in _problems(key, named, shelf, document)]
     if problems:
         raise SpecError("\n".join(problems))
-    return spec
+    return spec.model_copy(
+        update={
+            "method": _complete(METHODS, spec.method),
+            "task": _complete(TASKS, spec.task),
+            "evaluate": tuple(_complete(TASKS, task) for task in spec.evaluate),
+        }
+    )
+
+
+def _complete(shelf: Shelf[Any], named: NamedSpec) -> NamedSpec:
+    """With every option said, so that options given as their defaults are the same run."""
+    return NamedSpec(name=named.name, options=validated_options(shelf, named).model_dump(mode="json"))
 
 
 def _named(spec: Spec) -> Iterator[tuple[Key, NamedSpec, Shelf[Any]]]:

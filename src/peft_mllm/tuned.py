@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -80,12 +81,21 @@ class Tuned:
 
     @torch.no_grad()
     def generate(self, batch: Batch, **options: Any) -> Tensor:
-        """Token ids (R, new) after left-padded prompts; options are those of transformers' generate."""
+        """Token ids (R, new) after left-padded prompts; options are those of transformers' generate.
+
+        Where the model does not take padding, R must be 1.
+        """
+        assert self.takes_padding or len(batch.input_ids) == 1, "ask these prompts one by one"
         asked = self.base if self._through_base else self.model
         with self._precision(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Position ids are not supported")
             sequences = asked.generate(**self._inputs(batch), **options)
         return sequences[:, batch.input_ids.shape[1] :]
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether prompts of different length can be asked together: peft's prompt methods lose their positions."""
+        return self._through_base
 
     @property
     def _through_base(self) -> bool:
@@ -129,8 +139,11 @@ def attach(
     base, anatomy = family.model, family.anatomy
     base.requires_grad_(False)
     parts = ((anatomy.connector, connector), (anatomy.vision, vision))
-    opened = [module for module, tuned in parts if tuned]
-    config = method.peft_config(anatomy, base.get_submodule(anatomy.llm).config)
+    opened = [module for module, tuned_too in parts if tuned_too]
+    try:
+        config = method.peft_config(anatomy, base.get_submodule(anatomy.llm).config)
+    except ValueError as error:
+        raise MethodError(str(error)) from error
     if config is None:
         for module in (*method.trains(anatomy), *opened):
             base.get_submodule(module).requires_grad_(True)
@@ -142,6 +155,10 @@ def attach(
             model = get_peft_model(base, config)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise MethodError(f"peft cannot attach {config.peft_type.value}: {error}") from error
+        for module, tuned_too in parts:
+            if not tuned_too:
+                # a switch such as bias: all means the language model's, whatever names it matches
+                base.get_submodule(module).requires_grad_(False)
         method.initialise(model)
         tuned = _connected(family, model, bf16=bf16)
     for parameter in tuned.trainable().values():
@@ -166,11 +183,23 @@ def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False) -
             model = PeftModel.from_pretrained(family.model, str(directory))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{directory} cannot be loaded as a PEFT adapter of this base: {error}") from error
-    lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
+    # peft only warns, or says nothing: the adapter is then the base in disguise
+    lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)] or _unused_keys(
+        model, directory
+    )
     if lost:
-        # peft only warns, and the adapter is then the base in disguise
         raise ModelError(f"{directory} does not fit this base: {lost[0]}")
     return _connected(family, model, bf16=bf16)
+
+
+def _unused_keys(model: PeftModel, directory: str | Path) -> list[str]:
+    """What is in an adapter's file and lands nowhere in the model, in a sentence."""
+    file = Path(directory) / "adapter_model.safetensors"
+    if not file.is_file():  # from a hub: peft has checked the names it misses
+        return []
+    with safe_open(file, framework="pt") as tensors:
+        unused = sorted(set(tensors.keys()) - set(get_peft_model_state_dict(model)))
+    return [f"{len(unused)} of its tensors land nowhere, {unused[0]} among them"] if unused else []
 
 
 def untouched(family: Family, *, bf16: bool = False) -> Tuned:

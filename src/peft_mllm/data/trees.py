@@ -94,15 +94,21 @@ def plant(samples: Sequence[Sample], *, share: bool) -> list[Tree]:
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for i, sample in enumerate(samples):
         key = tuple(image.key for image in sample.images) if share and sample.images else (i,)
-        # samples whose images sit at other places cannot share them
+        # the tokens before the images are part of the key: samples that differ there cannot share them
         groups.setdefault((key, sample.ids[: sample.image_end]), []).append(sample)
-    return [Tree(samples=tuple(group), shared=_shared(group)) for group in groups.values()]
+    return [tree for group in groups.values() for tree in _tree_or_trees(group)]
+
+
+def _tree_or_trees(group: Sequence[Sample]) -> list[Tree]:
+    """One tree, where the common prefix covers the images; else each sample alone."""
+    shared = _shared(group)
+    if len(group) == 1 or shared < group[0].image_end:
+        return [Tree(samples=(sample,), shared=0) for sample in group]
+    return [Tree(samples=tuple(group), shared=shared)]
 
 
 def _shared(group: Sequence[Sample]) -> int:
-    """Length of the common prefix, short of any sample's first answer token's predictor and last token."""
-    if len(group) == 1:
-        return 0
+    """Length of the common prefix, short of any sample's first learned token."""
     limit = min(_question_length(sample) for sample in group)
     columns = zip(*(sample.ids[:limit] for sample in group), strict=True)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -15,7 +15,7 @@ from peft_mllm.errors import MethodError
 from peft_mllm.methods.base import Method, MethodOptions
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import PretrainedConfig
 
 Position = Literal["before", "after", "parallel"]
@@ -57,7 +57,7 @@ class AdapterOptions(MethodOptions):
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """On the adapter's input, in training."""
     scaling: float | Literal["learned"] = 1.0
-    """s, a number or a trained scalar that starts at 1."""
+    """s, a number other than 0, or a trained scalar that starts at 1."""
     bias: Literal["none", "all", "adapter_only"] = "none"
     """Which biases of the base train too: none, all, or those of the linears with an adapter."""
     init: Literal["identity", "normal"] = "identity"
@@ -74,6 +74,8 @@ class Adapter(Method[AdapterOptions]):
         """Our BottleneckConfig with one pattern for each position."""
         from peft_mllm.methods.bottleneck import BottleneckConfig
 
+        if self.options.scaling == 0:
+            raise MethodError("adapter: with scaling 0 nothing it learns has an effect.")
         patterns = {position: anatomy.pattern(roles) for position, roles in self._placement(anatomy).items()}
         return BottleneckConfig(
             task_type="CAUSAL_LM",
@@ -87,6 +89,14 @@ class Adapter(Method[AdapterOptions]):
             bias=self.options.bias,
             init_weights=self.options.init,
         )
+
+    def initialise(self, model: PeftModel) -> None:
+        """Refuse a bias switch on a base that has no such biases: the starting values themselves are peft's."""
+        if self.options.bias == "none":
+            return
+        opened = [name for name, p in model.named_parameters() if p.requires_grad and name.endswith(".bias")]
+        if not any("modules_to_save" not in name for name in opened):
+            raise MethodError(f"adapter: bias: {self.options.bias} has no effect; these linears have no bias.")
 
     def _placement(self, anatomy: Anatomy) -> dict[Position, tuple[str, ...]]:
         own: dict[Position, tuple[str, ...]] = {

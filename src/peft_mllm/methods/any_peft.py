@@ -49,9 +49,7 @@ class AnyPeft(Method[AnyPeftOptions]):
             raise MethodError(f"peft {self.options.type} has no field '{unknown[0]}'. {hint}")
         given.setdefault("task_type", "CAUSAL_LM")
         if "target_modules" in known and "target_modules" not in given:
-            location: Location = self.options.location or "both"
-            roles = tuple(anatomy.roles(location))
-            given["target_modules"] = targets(anatomy, roles, wanted=f"{self.options.type} at {location}")
+            given["target_modules"] = self._targets(anatomy)
         elif self.options.location is not None:
             raise MethodError(
                 f"peft {self.options.type}: location has no effect; its targets are given or it has none."
@@ -60,6 +58,15 @@ class AnyPeft(Method[AnyPeftOptions]):
             return fields(**given)
         except (TypeError, ValueError) as error:
             raise MethodError(f"peft {self.options.type}: {error}") from error
+
+    def _targets(self, anatomy: Anatomy) -> str | None:
+        if self.options.type.upper() == "LN_TUNING":
+            # it trains a copy of what it targets: linears would be full fine-tuning by another name
+            if self.options.location is not None:
+                raise MethodError("peft LN_TUNING: location has no effect; the method layernorm has one.")
+            return anatomy.within_layers(anatomy.norms.values())
+        location: Location = self.options.location or "both"
+        return targets(anatomy, tuple(anatomy.roles(location)), wanted=f"{self.options.type} at {location}")
 
     def _config_class(self) -> type[PeftConfig]:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class MethodOptions(BaseModel):
     """What a user may set for a method; each method derives its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LocatedOptions(MethodOptions):

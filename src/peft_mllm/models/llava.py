@@ -107,10 +107,13 @@ class Llava(Family):
 
     def encode(self, record: Record, *, answer: bool = True) -> Sample:
         """Vicuna v1: system text, `USER: ...`, `ASSISTANT: ...</s>`; answers and their `</s>` are learned."""
+        place = record.source or record.id
+        if any(IMAGE_MARK in turn.text for turn in record.turns if turn.role != "user"):
+            raise DataError(f"{place}: {IMAGE_MARK} stands in a turn that is not the user's. Only a user shows images.")
         places = sum(turn.text.count(IMAGE_MARK) for turn in record.turns)
         if places != len(record.images):
             raise DataError(
-                f"{record.source or record.id}: {places} {IMAGE_MARK} marks for {len(record.images)} images. "
+                f"{place}: {places} {IMAGE_MARK} marks for {len(record.images)} images. "
                 f"Write one {IMAGE_MARK} for each image."
             )
         return encode_pieces(

@@ -19,6 +19,8 @@ from peft_mllm.tasks.base import Split, Task, TaskOptions
 
 SEEN = ("scenes_caption", "scenes_at", "scenes_colour", "scenes_exists", "scenes_count")
 UNSEEN = (
+    "scenes_shape",
+    "scenes_nothing",
     "scenes_blank",
     "scenes_empty",
     "scenes_row",
@@ -182,6 +184,28 @@ class Count(SceneTask):
         if row == 3:
             return "How many shapes are there?", str(len(scene.shapes))
         return f"How many shapes are in the {ROWS[row]} row?", str(sum(s.row == row for s in scene.shapes))
+
+
+class Shape(SceneTask):
+    """Tell the form of the shape in a cell: a seen question with one word changed."""
+
+    seen = False
+
+    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+        """Ask `What shape is at the top left?`, answered `circle`."""
+        shape = rng.choice(scene.shapes)
+        return f"What shape is at the {shape.place}?", shape.form
+
+
+class Nothing(SceneTask):
+    """Say whether a cell has no shape: the answers of a seen question, turned round."""
+
+    seen = False
+
+    def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+        """Ask `Is there nothing at the top left?`, answered `yes` or `no`."""
+        row, column = _cell(scene, rng, filled=0.5)
+        return f"Is there nothing at the {_place(row, column)}?", _yes(scene.at(row, column) == "nothing")
 
 
 class Blank(SceneTask):
