@@ -42,7 +42,7 @@ def tree_mask(segments: Tensor) -> Tensor:
         segments: (R, T) `PREFIX`, or the number of the token's branch, or `PADDING`.
 
     Returns:
-        (R, 1, T, T) bool, true where attention is allowed. A padding token sees only itself, because a row of a
+        (R, 1, T, T) bool, true where attention is allowed. Nothing sees a padding token but itself: a row of a
         softmax with nothing to see is not a number.
     """
     length = segments.shape[1]

@@ -53,6 +53,8 @@ def train(
 
     read = load_spec(spec, overrides or ())
     result = run(read)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes, and not the one that speaks
     if as_json:
         say_json(result)
     else:
@@ -78,17 +80,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a run, a base, or a PEFT directory on a base."""
-    import yaml
-
     from peft_mllm.run import notes_on
     from peft_mllm.saved import evaluate_saved, find_target
+    from peft_mllm.specfile import parse_value
 
-    tasks = [yaml.safe_load(each) for each in task or ()]
+    tasks = [parse_value(each, "--task") for each in task or ()]
     scores = evaluate_saved(target, tasks, base=base, output_dir=output, limit=limit)
     if as_json:
         say_json(scores)
     else:
-        show_scores(scores, notes_on(find_target(target, base).model.path))
+        show_scores(scores, notes_on(find_target(target, base).base))
 
 
 @data_app.command(
@@ -204,10 +205,14 @@ def show_options(options: list[dict[str, str]]) -> None:
     """A table of options with type, default and meaning."""
     table = Table(box=None, padding=(0, 2, 0, 2))
     for heading in ("option", "type", "default", "meaning"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "option")
     for option in options:
         table.add_row(*(option[key] for key in ("name", "type", "default", "meaning")))
     console.print(table)
+
+
+TYPER_CTRL_C = 130
+"""What typer makes of a KeyboardInterrupt."""
 
 
 def main() -> NoReturn:
@@ -221,8 +226,6 @@ def main() -> NoReturn:
         fail(str(error), error.exit_code)
     except typer.Abort:
         fail("Stopped.", EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        fail(f"Stopped at once; {RESUME}", EXIT_INTERRUPTED)
     except Exception as error:
         usage = getattr(error, "exit_code", None)
         if usage is None:
@@ -233,6 +236,8 @@ def main() -> NoReturn:
             )
         error.show() if hasattr(error, "show") else None
         sys.exit(usage or EXIT_USAGE)
+    if code == TYPER_CTRL_C:
+        fail(f"Stopped at once; {RESUME}", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

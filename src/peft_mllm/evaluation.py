@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,10 +105,14 @@ def evaluate(
     answers: list[tuple[int, str]] = []
     options = _options(tuned, generation, max_new_tokens)
     together = batch_size if tuned.takes_padding else 1
-    for start in range(0, len(mine), together):
-        if stop():
+    # every process makes the same number of rounds, because each round asks all of them whether to stop
+    rounds = math.ceil(math.ceil(len(records) / world.size) / together)
+    for start in range(0, rounds * together, together):
+        if world.any(stop()):
             raise Interrupted(f"Stopped while evaluating: {RESUME}")
         asked = mine[start : start + together]
+        if not asked:
+            continue
         torch.manual_seed(derive(seed, "generate", samples[asked[0]].id))
         answers += zip(asked, ask(tuned, [samples[i] for i in asked], options), strict=True)
         report(len(asked) * world.size)

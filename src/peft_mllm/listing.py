@@ -46,7 +46,7 @@ def options_of(model: type[BaseModel]) -> list[dict[str, str]]:
             "name": name,
             "type": type_in_words(field.annotation),
             "default": "required" if field.is_required() else str(field.get_default(call_default_factory=True)),
-            "meaning": meanings.get(name, ""),
+            "meaning": meanings.get(name) or field.description or "",
         }
         for name, field in model.model_fields.items()
     ]

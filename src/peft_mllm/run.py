@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from peft_mllm.anatomy import PARTS, Part
+from peft_mllm.assets import EMBEDDED
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply, account_of, measure_with
 from peft_mllm.errors import DataError
 from peft_mllm.evaluation import evaluate, pad_token
-from peft_mllm.exactness import SelfCheck, self_check
+from peft_mllm.exactness import SelfCheck, self_check, telling
 from peft_mllm.files import write_lines
 from peft_mllm.interrupt import stop_requests
 from peft_mllm.loading import dtype_for, load_family
@@ -63,10 +64,15 @@ def run(spec: Spec, *, quiet: bool = False) -> Result:
     world = World()
     screen = Screen(quiet=quiet or not world.is_main)
     directory = Path(spec.output_dir)
+    outcome = spec.outcome()
+    # of all processes: 1 x 2 micro-batches are the same run as 2 x 1, and 2 x 2 are another
+    outcome["train"]["gradient_accumulation_steps"] *= world.size
     with ExitStack() as stack:
-        writer = stack.enter_context(RunDir.open(directory, spec.outcome())) if world.is_main else None
+        writer = stack.enter_context(RunDir.open(directory, outcome)) if world.is_main else None
         done: Result | None = world.share(writer.result() if writer else None)
         if done is not None:
+            if writer and (writer.status() or {}).get("state") != "done":  # killed between result and status
+                writer.set_status("done", exit_code=0)
             screen.note(f"{directory} is finished, and this is its result. Delete it to run again.")
             return done
         if writer:
@@ -97,6 +103,9 @@ class Runner:
         self.validation_split = self._open(tasks, spec.task.name, "validation") if self._wanted() else None
         tests = [self._open(tasks, name, "test") for name in tasks]
         self.questions = [opened for opened in tests if opened is not None]
+        for asked in self.questions:
+            if not asked.records:
+                raise DataError(f"{asked.name}: its test split is empty, there is nothing to score.")
         self.family.model.to(world.device)
 
     def _open(self, tasks: dict[str, Task], name: str, split: Split) -> Opened | None:
@@ -238,9 +247,9 @@ class Runner:
         """Prove on this model and data that sharing is exact; stop where it is not."""
         if not (supply.trees and supply.share):
             return None
-        samples = [supply.encode(supply.records[i]) for i in range(min(SELF_CHECK_SAMPLES, len(supply.records)))]
+        samples = [supply.encode(record) for record in telling(supply.records, SELF_CHECK_SAMPLES)]
         check = self_check(tuned, samples, pad_id=supply.pad_id)
-        if not check.passed:
+        if check is not None and not check.passed:
             raise DataError(
                 f"On this model, samples that share an image's prefix do not give the gradients of samples one by "
                 f"one: they differ by {check.gradient:.1e}, {check.tolerance:.0e} is rounding. "
@@ -298,6 +307,9 @@ def score(
             stop=stop,
         )
     summary: Result = {"split": split, **outcome.summary(), "predictions": None}
+    if asked.report:
+        counts = {"read": asked.report.read, "used": asked.report.used, "quarantined": asked.report.quarantined}
+        summary["data"] = counts | {"findings": dict(asked.report.counts)}
     if directory is not None:
         summary["predictions"] = f"{PREDICTIONS}/{asked.name}.jsonl"
         if world.is_main:
@@ -328,4 +340,5 @@ def training_json(progress: Progress, plan: Plan, *, restored: bool) -> Result:
 
 def notes_on(model: str) -> list[str]:
     """What a reader of the scores must know about the base."""
-    return [note for kind, note in NOTES.items() if model.split(":")[0] == kind]
+    known = "embedded" if model == str(EMBEDDED) else model.split(":")[0]
+    return [NOTES[known]] if known in NOTES else []

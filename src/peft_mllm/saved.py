@@ -10,7 +10,7 @@ from typing import Any
 
 from peft_mllm.data.supply import measure_with
 from peft_mllm.errors import SpecError
-from peft_mllm.files import read_json, write_json
+from peft_mllm.files import disk_errors, read_json, write_json
 from peft_mllm.interrupt import stop_requests
 from peft_mllm.loading import dtype_for, load_family
 from peft_mllm.run import score
@@ -40,6 +40,11 @@ class Target:
     adapter: Path | None
     spec: Mapping[str, Any]
 
+    @property
+    def base(self) -> str:
+        """The base that it goes back to: of a fully trained run, not the run's own model."""
+        return self.spec["model"]["path"] if self.spec else self.model.path
+
 
 def evaluate_saved(
     target: str,
@@ -63,7 +68,8 @@ def evaluate_saved(
     ]
     directory = Path(output_dir) if output_dir else None
     if directory is not None:
-        (directory / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        with disk_errors(directory, "the scores into"):
+            (directory / PREDICTIONS).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         scores = {
@@ -83,6 +89,8 @@ def find_target(target: str, base: str | None) -> Target:
     """
     path = Path(target)
     if (path / "spec.json").is_file():
+        if base is not None:
+            raise SpecError(f"A base was given, but {target} is a run and knows its own. Leave --base out.")
         return _run_target(path)
     if (path / PEFT_CONFIG).is_file():
         named = base or read_json(path / PEFT_CONFIG).get("base_model_name_or_path")

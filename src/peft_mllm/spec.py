@@ -175,7 +175,12 @@ class Spec(Frozen):
     def outcome(self) -> dict[str, Any]:
         """The spec as JSON data, without what does not change the result."""
         return self.model_dump(
-            mode="json", exclude={"output_dir": True, "name": True, "train": {"report_to", "logging_steps"}}
+            mode="json",
+            exclude={
+                "output_dir": True,
+                "name": True,
+                "train": {"report_to", "logging_steps", "dataloader_num_workers"},
+            },
         )
 
     @property

@@ -45,7 +45,7 @@ class _Document:
     def __init__(self, text: str, name: str):
         self.name = name
         self._lines: dict[Key, str] = {}
-        self.data = self._read(text, ()) or {}
+        self.data = self.read(text, ()) or {}
         if not isinstance(self.data, dict):
             raise SpecError(f"{name}: a spec is a mapping of keys to values.")
 
@@ -63,10 +63,10 @@ class _Document:
         if not found or not all(key.isidentifier() for key in keys):
             raise SpecError(f"'{assignment}' is no override; write key=value, such as train.max_steps=100.")
         inner = self.data
-        for depth, key in enumerate(keys[:-1], start=1):
+        for depth in range(1, len(keys)):
             inner = self._mapping_at(inner, keys[:depth], assignment)
         origin, self.name = self.name, f"command line ({assignment})"
-        inner[keys[-1]] = self._read(text, tuple(keys))
+        inner[keys[-1]] = self.read(text, tuple(keys))
         self._lines[tuple(keys)] = self.name
         self.name = origin
 
@@ -82,7 +82,8 @@ class _Document:
         parent[key] = value
         return value
 
-    def _read(self, text: str, key: Key) -> Any:
+    def read(self, text: str, key: Key) -> Any:
+        """A YAML text as plain data; `key` is where it belongs."""
         try:
             node = yaml.compose(text, Loader=_Loader)
             return self._build(node, key, ()) if node else None
@@ -133,6 +134,11 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{file} cannot be read: {error}.") from error
     return _validate(_Document(text, str(file)), overrides)
+
+
+def parse_value(text: str, place: str) -> Any:
+    """A value that was written as YAML outside a file, such as `--task '{name: custom, test: my.jsonl}'`."""
+    return _Document("", f"command line ({place} {text})").read(text, ())
 
 
 def parse_spec(data: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:

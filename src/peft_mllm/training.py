@@ -6,6 +6,7 @@ checkpoint, early stopping, metrics, and an end that can always be taken up agai
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from peft_mllm.data.plan import Plan
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import RESUME, DiskError, DivergedError, Interrupted
 from peft_mllm.optimizer import flat_state, load_flat_state
-from peft_mllm.rundir import START_AGAIN, RunDir, checkpoint_name, verify
+from peft_mllm.rundir import START_AGAIN, Checkpoint, RunDir, checkpoint_name, verify
 from peft_mllm.seeds import derive
 from peft_mllm.spec import TrainSpec
 from peft_mllm.tuned import Tuned
@@ -131,7 +132,7 @@ def train_step(job: Job, step: int, batches: Sequence[Batch]) -> StepResult:
     loss = world.sum(sum(each.detach().double().sum().item() for each in losses) / answers)[0]
     norm = nn.utils.clip_grad_norm_(params, job.spec.max_grad_norm or float("inf")).item()
     if not torch.tensor([loss, norm]).isfinite().all():
-        raise DivergedError(_why_diverged(step, loss, norm, batches, [each.detach() for each in losses]))
+        raise DivergedError(_why_diverged(world, step, loss, norm, batches, losses))
     job.optimizer.step()
     job.optimizer.zero_grad()
     return StepResult(loss=loss, grad_norm=norm, tokens=int(tokens), answer_tokens=int(answers))
@@ -153,13 +154,13 @@ def train(job: Job) -> Progress:
         result = train_step(job, progress.step, batches)
         progress.advance(result, time.monotonic() - began)
         job.show(progress.step, result.loss, progress.tokens_per_second)
-        last = progress.step == job.total_steps
+        gained = _due(job, job.spec.eval_strategy, job.spec.eval_steps, progress.step) and _evaluate(job, progress)
+        last = progress.step == job.total_steps or progress.stopped_early
         if last or progress.step % job.spec.logging_steps == 0:
             _log_window(job, progress, result)
-        gained = _due(job, job.spec.eval_strategy, job.spec.eval_steps, progress.step) and _evaluate(job, progress)
         interrupted = job.world.any(job.stop())
         due = _due(job, job.spec.save_strategy, job.spec.save_steps, progress.step)
-        if gained or interrupted or due or last or progress.stopped_early:
+        if gained or interrupted or due or last:
             save_checkpoint(job, progress)
         if interrupted:
             raise Interrupted(f"Stopped at step {progress.step} of {job.total_steps}, saved: {RESUME}")
@@ -230,15 +231,27 @@ def _evaluate(job: Job, progress: Progress) -> bool:
 
 @torch.no_grad()
 def mean_loss(tuned: Tuned, batches: Iterator[Batch], world: World) -> float:
-    """Mean cross-entropy over all answer tokens of all processes' batches."""
+    """Mean cross-entropy over all answer tokens of all processes' batches.
+
+    Raises:
+        DivergedError: it is not finite; names the samples.
+    """
     tuned.model.eval()
     total, answers = 0.0, 0
+    bad: list[str] = []
     for batch in batches:
         losses = tuned.answer_losses(batch.to(tuned.device))
         total += losses.double().sum().item()
         answers += batch.answer_tokens
+        bad += _bad_samples(batch, losses)
     total, answers_everywhere = world.sum(total, answers)
-    return total / answers_everywhere
+    loss = total / answers_everywhere
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"The validation loss is {loss}. Samples: {_listed(world.gather(bad))}. The last checkpoint is good. "
+            "Look at these samples, or lower train.learning_rate."
+        )
+    return loss
 
 
 def _write(job: Job, line: dict[str, Any]) -> None:
@@ -248,16 +261,26 @@ def _write(job: Job, line: dict[str, Any]) -> None:
 
 
 def save_checkpoint(job: Job, progress: Progress) -> None:
-    """Commit trainable parameters, optimizer state and progress: one file whatever the number of processes."""
+    """Commit trainable parameters, optimizer state and progress: one file whatever the number of processes.
+
+    Raises:
+        DivergedError: a value is not finite; nothing is saved.
+    """
+    tensors = {f"parameter|{name}": p.detach() for name, p in job.parameters.items()}
+    tensors |= {f"optimizer|{k}": v for k, v in flat_state(job.optimizer, job.parameters).items()}
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise DivergedError(
+            f"Training diverged at step {progress.step}: {bad[0]} is not finite after the update. Nothing of this "
+            "step was saved; the last checkpoint is good. Lower train.learning_rate."
+        )
     if job.world.is_main:
-        tensors = {f"parameter|{name}": p.detach() for name, p in job.parameters.items()}
-        state = {f"optimizer|{k}": v for k, v in flat_state(job.optimizer, job.parameters).items()}
-        on_cpu = {name: tensor.contiguous().cpu() for name, tensor in (tensors | state).items()}
+        on_cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         job.run.commit(
             checkpoint_name(progress.step),
             lambda directory: save_file(on_cpu, directory / STATE),
             facts=asdict(progress),
         )
+        job.run.set_status("running", step=progress.step)
         best = [] if progress.best_step is None else [checkpoint_name(progress.best_step)]
         job.run.rotate(keep=job.spec.save_total_limit, protect=best)
     job.world.barrier()
@@ -265,13 +288,23 @@ def save_checkpoint(job: Job, progress: Progress) -> None:
 
 def _resume(job: Job) -> Progress:
     """Go back to the newest checkpoint that verifies; without one, to the beginning."""
-    checkpoint = job.run.latest_checkpoint() if job.world.is_main else None
+
+    def doubt(checkpoint: Checkpoint) -> list[str]:
+        """Without the best checkpoint that it counts on, a run cannot end: take an older one and make it again."""
+        best = checkpoint.facts["best_step"]
+        if not job.spec.load_best_model_at_end or best is None or best == checkpoint.step:
+            return []
+        name = checkpoint_name(best)
+        return [f"its best checkpoint {name} cannot be used: {why}" for why in verify(job.run.path / name)]
+
+    checkpoint = job.run.latest_checkpoint(doubt=doubt) if job.world.is_main else None
     path, facts = job.world.share((checkpoint.path, checkpoint.facts) if checkpoint else (None, {}))
     progress = Progress(**facts)
     if path is not None:
         load_checkpoint(job, path)
         progress.resumed += 1
     if job.world.is_main:
+        job.run.drop_after(progress.step)
         job.run.rewind_log(progress.step)
     return progress
 
@@ -302,15 +335,25 @@ def load_best(job: Job, progress: Progress) -> bool:
     return True
 
 
-def _why_diverged(step: int, loss: float, norm: float, batches: Sequence[Batch], losses: Sequence[torch.Tensor]) -> str:
-    bad = [
-        batch.sample_ids[owner]
-        for batch, each in zip(batches, losses, strict=True)
-        for owner in sorted(set(batch.owners[~each.isfinite().cpu()].tolist()))
-    ]
-    everyone = [name for batch in batches for name in batch.sample_ids]
+def _bad_samples(batch: Batch, losses: torch.Tensor) -> list[str]:
+    """The samples with a loss that is not finite."""
+    owners = batch.owners.cpu()[~losses.detach().isfinite().cpu()]
+    return [batch.sample_ids[owner] for owner in sorted(set(owners.tolist()))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _why_diverged(
+    world: World, step: int, loss: float, norm: float, batches: Sequence[Batch], losses: Sequence[torch.Tensor]
+) -> str:
+    # loss and norm are sums over the processes, so all of them are here, and each knows only its own samples
+    pairs = zip(batches, losses, strict=True)
+    bad = world.gather([name for batch, each in pairs for name in _bad_samples(batch, each)])
+    everyone = world.gather([name for batch in batches for name in batch.sample_ids])
     what = f"the loss is {loss}" if bad else f"the gradient's norm is {norm}"
-    who = ", ".join((bad or everyone)[:8]) + (", ..." if len(bad or everyone) > 8 else "")
+    who = _listed(bad or everyone)
     return (
         f"Training diverged at step {step + 1}: {what}. Samples: {who}. Nothing of this step was applied; the last "
         f"checkpoint is good. Look at these samples, or lower train.learning_rate."

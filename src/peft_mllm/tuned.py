@@ -94,7 +94,7 @@ class Tuned:
 
     @property
     def takes_padding(self) -> bool:
-        """Whether prompts of different length can be asked together: peft's prompt methods lose their positions."""
+        """Whether prompts of different length can be asked together; peft's prompt methods lose positions."""
         return self._through_base
 
     @property
@@ -182,7 +182,10 @@ def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False) -
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(family.model, str(directory))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{directory} cannot be loaded as a PEFT adapter of this base: {error}") from error
+        reason = " ".join(str(error).split("\n")[:2])  # torch lists every tensor
+        raise ModelError(
+            f"{directory} cannot be loaded as a PEFT adapter of this base: {reason} Give the base it was trained on."
+        ) from error
     # peft only warns, or says nothing: the adapter is then the base in disguise
     lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)] or _unused_keys(
         model, directory

@@ -6,12 +6,14 @@ the sum is right for any split of micro-batches, and no wrapper stands around th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 T = TypeVar("T")
@@ -21,7 +23,10 @@ class World:
     """This process among the others."""
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        # without being told, accelerate takes several processes without a GPU for as many lone ones
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
+        self._state = PartialState(cpu=on_cpu)
 
     @property
     def rank(self) -> int:

@@ -173,7 +173,7 @@ KINDS: Mapping[str, Kind] = {
     "too-long": Kind(
         "error",
         "The sample is {total} tokens long; {limit} fit",
-        "Shorten or split it, or raise the limit if the model allows.",
+        "Shorten or split it, or raise the limit (`data.max_length`; `--max-length`) if the model allows.",
     ),
     "no-answer-tokens": Kind("error", "No token of the answer is learnt", "Write an answer the tokenizer knows."),
     "not-encodable": Kind("error", "The model cannot read the record: {why}", "Change or remove the record."),

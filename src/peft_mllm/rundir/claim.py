@@ -22,9 +22,9 @@ def refuse_what_is_not_ours(path: Path, spec: Mapping[str, Any], ignore: Collect
         SpecError: it belongs to another spec (lists the keys that differ), or is not a run.
     """
     stored = read_if_there(path / SPEC, read_json)
-    if stored is not None:
+    if stored is not None and has_work(path):
         _refuse_other_spec(path, stored, spec, ignore)
-    elif path.is_dir():
+    elif stored is None and path.is_dir():
         _refuse_stranger(path)
 
 
@@ -48,6 +48,14 @@ def read_if_there(path: Path, read: Callable[[Path], Any]) -> Any:
         return None
     except (OSError, ValueError) as error:
         raise DiskError(f"{path} cannot be used: {error}. {START_AGAIN}") from error
+
+
+def has_work(path: Path) -> bool:
+    """Whether anything was made that another spec would spoil; an attempt that failed before has nothing."""
+    made = (path / "checkpoints", path / "predictions")
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in made) or any(
+        (path / name).exists() for name in ("result.json", "adapter", "metrics.jsonl")
+    )
 
 
 def _refuse_other_spec(path: Path, stored: Any, spec: Mapping[str, Any], ignore: Collection[str]) -> None:

@@ -28,7 +28,7 @@ from peft_mllm.files import (
     write_json,
     write_lines,
 )
-from peft_mllm.rundir.claim import SPEC, START_AGAIN, read_if_there, refuse_what_is_not_ours, spec_digest
+from peft_mllm.rundir.claim import SPEC, START_AGAIN, has_work, read_if_there, refuse_what_is_not_ours, spec_digest
 from peft_mllm.rundir.commits import (
     commit_directory,
     directory_size,
@@ -150,14 +150,34 @@ class RunDir:
         self._trusted.add(target)
         return target
 
-    def latest_checkpoint(self, on_reject: Callable[[Path, list[str]], None] = warn_rejected) -> Checkpoint | None:
-        """The newest checkpoint that verifies; each newer one is reported with the reasons against it."""
+    def latest_checkpoint(
+        self,
+        on_reject: Callable[[Path, list[str]], None] = warn_rejected,
+        *,
+        doubt: Callable[[Checkpoint], list[str]] = lambda checkpoint: [],
+    ) -> Checkpoint | None:
+        """The newest checkpoint that verifies; each newer one is reported with the reasons against it.
+
+        Args:
+            on_reject: called with each that is not used, and why.
+            doubt: further reasons against one that verifies.
+        """
         for step, path in self._checkpoints():
-            if doubts := self._doubts(path):
-                on_reject(path, doubts)
-            else:
-                return Checkpoint(path, step, read_manifest(path)["facts"])
+            doubts = self._doubts(path)
+            if not doubts:
+                checkpoint = Checkpoint(path, step, read_manifest(path)["facts"])
+                doubts = doubt(checkpoint)
+                if not doubts:
+                    return checkpoint
+            on_reject(path, doubts)
         return None
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of steps after `step`, which a resumed run makes again."""
+        self._writer()
+        for later, path in self._checkpoints():
+            if later > step:
+                remove_directory(path)
 
     def rotate(self, *, keep: int, protect: Collection[Path | str] = ()) -> None:
         """Remove all checkpoints but the newest `keep` that verify, and those in `protect`.
@@ -242,7 +262,7 @@ class RunDir:
         return self._lock
 
     def _prepare(self, spec: Mapping[str, Any]) -> None:
-        if not (self.path / SPEC).exists():
+        if not (self.path / SPEC).exists() or not has_work(self.path):
             write_json(self.path / SPEC, spec, what="the spec")
         with disk_errors(self.path, "the run directory"):
             for name in (CHECKPOINTS, PREDICTIONS):

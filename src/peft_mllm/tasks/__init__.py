@@ -4,7 +4,7 @@ from peft_mllm.shelf import Item, Shelf
 from peft_mllm.tasks.base import SPLITS, Split, Task, TaskOptions
 
 TASKS: Shelf[Task] = Shelf("task", package=__name__, items={
-    "scenes_caption": Item("scenes:Caption", "generated scenes: list the shapes in reading order (seen by the embedded base)"),
+    "scenes_caption": Item("scenes:Caption", "generated scenes: list all shapes (seen by the embedded base)"),
     "scenes_at": Item("scenes:At", "generated scenes: what is in a cell (seen)"),
     "scenes_colour": Item("scenes:Colour", "generated scenes: the colour in a cell (seen)"),
     "scenes_exists": Item("scenes:Exists", "generated scenes: is there a shape in a cell (seen)"),

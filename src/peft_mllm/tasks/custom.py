@@ -18,9 +18,11 @@ class CustomOptions(TaskOptions):
     """Where the data is, and how it is scored."""
 
     train: str | None = None
+    """File of records to train on."""
     validation: str | None = None
+    """File of records for the validation loss."""
     test: str | None = None
-    """Files of records."""
+    """File of records to score."""
     image_root: str | None = None
     """The folder below which all images lie; each file's own if left out."""
     on_bad_data: Literal["stop", "quarantine"] = "stop"

@@ -81,6 +81,10 @@ class SceneTask(Task):
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
         """Draw one question and its answer; None where the scene allows no question of this kind."""
 
+    def has(self, split: Split) -> bool:
+        """Whether questions of this split were asked for; of training, so that a run says there are none."""
+        return split == "train" or self.options.size.get(split, 0) > 0
+
     def records(self, split: Split) -> Sequence[Record]:
         """The questions of a split, each a pure function of task, split, seed and place."""
         return _Questions(self, split)
