@@ -12,6 +12,7 @@ METHODS: Shelf[Method[Any]] = Shelf("method", package=__name__, items={
     "ia3": Item("ia3:IA3", "vectors that scale keys, values and inner activations (Liu et al. 2022)"),
     "adapter": Item("adapter:Adapter", "bottlenecks before, after or beside linears (Houlsby et al. 2019)"),
     "prefix": Item("prefix:Prefix", "learned keys and values in every layer (Li and Liang 2021)"),
+    "layernorm": Item("layernorm:LayerNorm", "the decoder's normalisations alone (Zhao et al. 2024)"),
     "peft": Item("any_peft:AnyPeft", "any other method of peft, by its type name and config fields"),
 })  # fmt: skip
 

@@ -90,12 +90,18 @@ class Adapter(Method[AdapterOptions]):
             init_weights=self.options.init,
         )
 
-    def initialise(self, model: PeftModel) -> None:
-        """Refuse a bias switch on a base that has no such biases: the starting values themselves are peft's."""
+    def initialise(self, model: PeftModel, anatomy: Anatomy) -> None:
+        """Keep the bias switch to the language model, and refuse it where that has none."""
         if self.options.bias == "none":
             return
-        opened = [name for name, p in model.named_parameters() if p.requires_grad and name.endswith(".bias")]
-        if not any("modules_to_save" not in name for name in opened):
+        biases = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name.endswith(".bias") and ".modules_to_save." not in name
+        }
+        for name, parameter in biases.items():
+            parameter.requires_grad_(anatomy.part_of(name) == "llm")
+        if not any(parameter.requires_grad for parameter in biases.values()):
             raise MethodError(f"adapter: bias: {self.options.bias} has no effect; these linears have no bias.")
 
     def _placement(self, anatomy: Anatomy) -> dict[Position, tuple[str, ...]]:

@@ -59,7 +59,7 @@ class Method(ABC, Generic[Opts]):
             MethodError: a location or switch has no effect on this model.
         """
 
-    def initialise(self, model: PeftModel) -> None:
+    def initialise(self, model: PeftModel, anatomy: Anatomy) -> None:
         """Set starting values that the configuration cannot say; most methods have none."""
         return
 

@@ -53,7 +53,7 @@ class Prefix(Method[PrefixOptions]):
             encoder_hidden_size=self.options.projection_width or config.hidden_size,
         )
 
-    def initialise(self, model: PeftModel) -> None:
+    def initialise(self, model: PeftModel, anatomy: Anatomy) -> None:
         """Start from N(0, init_std): peft's own N(0, 1) drowns the text's keys."""
         import torch
 

@@ -1,0 +1,38 @@
+"""LayerNorm tuning (Zhao et al. 2024, arXiv 2312.11420): train the decoder's normalisations, and nothing else.
+
+y = x / rms(x) * g, with g trained from the value it has; peft's implementation, which replaces whole modules.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from peft_mllm.anatomy import Anatomy
+from peft_mllm.methods.base import LocatedOptions, Method
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PretrainedConfig
+
+
+class LayerNormOptions(LocatedOptions):
+    """Options of `layernorm`: it has no size."""
+
+
+class LayerNorm(Method[LayerNormOptions]):
+    """The normalisations before attention and MLP; with location both, the one after the last layer too."""
+
+    Options = LayerNormOptions
+    learning_rate = 2e-4  # as ia3, its nearest relative: both rescale what is there
+
+    def peft_config(self, anatomy: Anatomy, config: PretrainedConfig) -> PeftConfig:
+        """Peft's LNTuningConfig on the normalisations of the location."""
+        from peft import LNTuningConfig
+
+        here = self.options.location
+        inside = anatomy.within_layers(path for name, path in anatomy.norms.items() if here in (name, "both"))
+        return LNTuningConfig(
+            task_type="CAUSAL_LM",
+            target_modules=f"{inside}|{re.escape(anatomy.final_norm)}" if here == "both" else inside,
+        )
