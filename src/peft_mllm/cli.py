@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_mllm.errors import EXIT_BAD_DATA, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, RESUME, UserError
+from peft_mllm.methods import METHODS
 
 app = typer.Typer(
     help="Fine-tune multimodal LLMs with parameter-efficient methods, evaluate and compare them.",
@@ -144,32 +145,37 @@ def measure_for(model: str, max_length: int) -> Any:
     return measure_with(load_family(ModelSpec(path=model), dtype="auto").encode, max_length)
 
 
-@app.command("list", epilog=example("peft-mllm list methods", "peft-mllm list methods adapter", "peft-mllm list tasks"))
+@app.command("list", epilog=example("peft-mllm list", "peft-mllm list methods adapter", "peft-mllm list tasks"))
 def list_(
-    kind: Annotated[str, typer.Argument(help="methods, models, tasks or metrics.")],
+    kind: Annotated[str | None, typer.Argument(help="methods, models, tasks or metrics; all if left out.")] = None,
     name: Annotated[str | None, typer.Argument(help="Also show this one's options.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what there is: one line each, and the options of one."""
-    from peft_mllm.listing import describe, shelf_of
+    from peft_mllm.listing import SHELVES, describe, shelf_of
 
-    shelf = shelf_of(kind)
+    kinds = [kind] if kind else list(SHELVES)
+    names = {each: [name] if name else list(shelf_of(each)) for each in kinds}
     if as_json:
-        say_json({key: describe(shelf, key) for key in ([name] if name else shelf)})
+        shown = {each: {key: describe(shelf_of(each), key) for key in keys} for each, keys in names.items()}
+        say_json(shown[kind] if kind else shown)
         return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key in [name] if name else shelf:
-        table.add_row(f"[bold]{key}[/]", describe(shelf, key)["summary"])
-    console.print(table)
-    if name:
-        show_options(describe(shelf, name)["options"])
-    elif kind in ("methods", "tasks"):
-        console.print(f"\nOptions of one: peft-mllm list {kind} NAME", markup=False)
+    for each, keys in names.items():
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=None if kind else f"\n{each}")
+        for key in keys:
+            table.add_row(f"[bold]{key}[/]", shelf_of(each).summary(key))
+        console.print(table)
+    if kind and name:
+        show_options(describe(shelf_of(kind), name)["options"])
+    else:
+        console.print("\nOptions of one: peft-mllm list methods NAME, peft-mllm list tasks NAME", markup=False)
 
 
 @app.command(epilog=example("peft-mllm demo", "peft-mllm demo --methods lora,layernorm --output runs/demo"))
 def demo(
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; the four of the study if left out.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help=f"The four of the study if left out; or some of {','.join(METHODS)}.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="A generated task that the base has not seen.")] = None,
     output: Annotated[Path, typer.Option(help="Directory for the runs and the page.")] = Path("runs/demo"),
 ) -> None:

@@ -13,7 +13,7 @@ from peft_mllm.data.encode import Sample
 from peft_mllm.data.trees import collate_padded
 from peft_mllm.errors import RESUME, Interrupted
 from peft_mllm.metrics import METRICS, Scores
-from peft_mllm.record import Record
+from peft_mllm.record import IMAGE_MARK, Record
 from peft_mllm.seeds import derive
 from peft_mllm.spec import GenerationSpec
 from peft_mllm.tuned import Tuned
@@ -48,7 +48,7 @@ class Evaluation:
         ):
             yield {
                 "id": record.id,
-                "question": record.question[-1].text,
+                "question": record.question[-1].text.replace(IMAGE_MARK, "").strip(),
                 "prediction": prediction,
                 "answer": record.answer,
                 "score": score,

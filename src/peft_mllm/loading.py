@@ -40,9 +40,12 @@ def load_family(spec: ModelSpec, *, dtype: str) -> Family:
     source = source_of(spec.path)
     family = MODELS[spec.family] if spec.family else _recognise(source)
     try:
-        return family.load(source, dtype=dtype, attn_implementation=spec.attn_implementation)
+        loaded = family.load(source, dtype=dtype, attn_implementation=spec.attn_implementation)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"The model {spec.path} cannot be loaded: {error}") from error
+    # what an adapter's config will call its base: as the user wrote it, not where it lies on this machine
+    loaded.model.name_or_path = spec.path
+    return loaded
 
 
 def dtype_for(wanted: str, device: torch.device) -> str:

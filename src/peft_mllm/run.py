@@ -101,6 +101,8 @@ class Runner:
         # all data is checked before the model goes to a device: what is wrong is said while it is cheap
         self.train_split = self._open(tasks, spec.task.name, "train") if self._wanted() else None
         self.validation_split = self._open(tasks, spec.task.name, "validation") if self._wanted() else None
+        if self._wanted() and not (self.train_split and self.train_split.records):
+            raise DataError(f"{spec.task.name}: there is nothing to train on. Give the task training data.")
         tests = [self._open(tasks, name, "test") for name in tasks]
         self.questions = [opened for opened in tests if opened is not None]
         for asked in self.questions:
@@ -210,8 +212,7 @@ class Runner:
     def _supplies(self, tuned: Tuned) -> tuple[Supply, Supply | None, Result]:
         """Training and validation data with the account of what was read."""
         train = self.train_split
-        if train is None or not train.records:
-            raise DataError(f"{self.spec.task.name}: there is nothing to train on.")
+        assert train is not None, "a run that trains has opened its data"
         records, held_out = train.records, self.validation_split.records if self.validation_split else ()
         if self.spec.data.validation_fraction:
             records, held_out = split_off(records, self.spec.data.validation_fraction, self.spec.seed)

@@ -64,7 +64,7 @@ class DataSpec(Frozen):
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Hold out this share of the training split for validation, where the task has no validation split."""
     share_prefix: bool = True
-    """Samples with one image are branches of one tree, so the image is computed once (exact; decision 4)."""
+    """Samples with one image are branches of one tree: the image is computed once, gradients stay equal."""
     group_by_image: bool = False
     """Keep the samples of one image in one micro-batch; off, samples are shuffled one by one."""
 
@@ -87,26 +87,37 @@ class TrainSpec(Frozen):
     learning_rate: float | None = Field(default=None, gt=0)
     """Of the method's parameters; None is the method's own default (the paper's)."""
     connector_learning_rate: float = Field(default=2e-5, gt=0)
-    vision_learning_rate: float = Field(default=2e-6, gt=0)
+    """Of the connector, where it is tuned."""
+    vision_learning_rate: float = Field(default=2e-5, gt=0)
+    """Of the vision tower, where it is tuned."""
     num_train_epochs: float = Field(default=3.0, gt=0)
+    """Times that every sample is seen."""
     max_steps: int = Field(default=-1, ge=-1)
     """When positive, this many steps whatever the epochs."""
     per_device_train_batch_size: int = Field(default=16, ge=1)
     """Questions in a micro-batch (not images)."""
     per_device_eval_batch_size: int = Field(default=32, ge=1)
+    """Questions asked, or validated, at once."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Micro-batches of a step, in each process."""
     optim: str = "AdamW"
     """Class name in torch.optim."""
     optim_args: Mapping[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of that class."""
     adam_beta1: float = 0.9
+    """Decay of the mean of gradients, for optimizers that have it."""
     adam_beta2: float = 0.999
+    """Decay of the mean of squared gradients, for optimizers that have it."""
     adam_epsilon: float = 1e-8
+    """Added to the denominator, for optimizers that have it."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """On matrices; vectors (norms, biases, scales) never decay."""
     lr_scheduler_type: str = "cosine"
     """A name of transformers' schedules."""
     lr_scheduler_kwargs: Mapping[str, Any] = Field(default_factory=dict)
+    """Further arguments of that schedule."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps in which the rate rises."""
     warmup_steps: int = Field(default=0, ge=0)
     """When positive, takes the place of the ratio."""
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -116,11 +127,17 @@ class TrainSpec(Frozen):
     gradient_checkpointing: bool = False
     """Recompute the decoder's layers in the backward pass (non-reentrant): less memory, more time."""
     logging_steps: int = Field(default=10, ge=1)
+    """Steps between two lines of metrics.jsonl."""
     eval_strategy: Strategy = "epoch"
+    """When the validation loss is measured; with steps or epoch also at the end."""
     eval_steps: int = Field(default=100, ge=1)
+    """With eval_strategy: steps."""
     save_strategy: Strategy = "epoch"
+    """When a checkpoint is saved; the last step and the best always are."""
     save_steps: int = Field(default=100, ge=1)
+    """With save_strategy: steps."""
     save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints kept, beside the best."""
     load_best_model_at_end: bool = True
     """End with the weights of the lowest validation loss, where there is a validation split."""
     early_stopping_patience: int | None = Field(default=None, ge=1)

@@ -61,11 +61,11 @@ class _Document:
         path, found, text = assignment.partition("=")
         keys = path.split(".")
         if not found or not all(key.isidentifier() for key in keys):
-            raise SpecError(f"'{assignment}' is no override; write key=value, such as train.max_steps=100.")
+            raise SpecError(f"{_said(assignment)}: this is no override; write key=value, such as train.max_steps=100.")
         inner = self.data
         for depth in range(1, len(keys)):
             inner = self._mapping_at(inner, keys[:depth], assignment)
-        origin, self.name = self.name, f"command line ({assignment})"
+        origin, self.name = self.name, _said(assignment)
         inner[keys[-1]] = self.read(text, tuple(keys))
         self._lines[tuple(keys)] = self.name
         self.name = origin
@@ -78,7 +78,7 @@ class _Document:
         elif isinstance(value, str) and len(path) == 1 and key in SHORT_FORMS:
             value = {SHORT_FORMS[key]: value}
         if not isinstance(value, dict):
-            raise SpecError(f"{assignment}: {'.'.join(path)} is no mapping, so nothing can be set in it.")
+            raise SpecError(f"{_said(assignment)}: {'.'.join(path)} is no mapping, so nothing can be set in it.")
         parent[key] = value
         return value
 
@@ -113,9 +113,15 @@ class _Document:
 
     def _at(self, mark: yaml.Mark | None) -> str:
         """A place in a file; what came from the command line has no lines."""
-        return self.name if mark is None or self.name.startswith("command line") else f"{self.name}:{mark.line + 1}"
+        return self.name if mark is None or self.name.startswith(COMMAND_LINE) else f"{self.name}:{mark.line + 1}"
 
 
+def _said(words: str) -> str:
+    """The place of what was not said in a file."""
+    return f"{COMMAND_LINE} ({words})"
+
+
+COMMAND_LINE = "command line"
 # `model: DIR` stands for its path, `method: lora` for its name; an override may go inside either
 SHORT_FORMS = {"model": "path", "method": "name", "task": "name"}
 
@@ -138,7 +144,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
 
 def parse_value(text: str, place: str) -> Any:
     """A value that was written as YAML outside a file, such as `--task '{name: custom, test: my.jsonl}'`."""
-    return _Document("", f"command line ({place} {text})").read(text, ())
+    return _Document("", _said(f"{place} {text}")).read(text, ())
 
 
 def parse_spec(data: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:

@@ -28,6 +28,10 @@ from peft_mllm.errors import MethodError, ModelError
 from peft_mllm.methods.base import Method
 from peft_mllm.models.base import Family
 
+SAFE_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+FROZEN_COPY = ".original_module."
+"""In the name of what peft keeps of a module that it opens as a whole; it takes no part."""
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -115,7 +119,8 @@ class Tuned:
         """Write a PEFT directory; or, where there is no PEFT method, model, tokenizer and processor."""
         if isinstance(self.model, PeftModel):
             with _prefix_as_saved(self.model):
-                self.model.save_pretrained(directory)
+                # no embeddings: peft would ask the hub whether the base's vocabulary has grown
+                self.model.save_pretrained(directory, save_embedding_layers=False)
         else:
             self.family.save(directory)
 
@@ -155,11 +160,7 @@ def attach(
             model = get_peft_model(base, config)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise MethodError(f"peft cannot attach {config.peft_type.value}: {error}") from error
-        for module, tuned_too in parts:
-            if not tuned_too:
-                # a switch such as bias: all means the language model's, whatever names it matches
-                base.get_submodule(module).requires_grad_(False)
-        method.initialise(model)
+        method.initialise(model, anatomy)
         tuned = _connected(family, model, bf16=bf16)
     for parameter in tuned.trainable().values():
         parameter.data = parameter.data.float()
@@ -177,6 +178,8 @@ def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False) -
     """
     import peft_mllm.methods.bottleneck  # noqa: F401 - registers the tuner
 
+    if not (Path(directory) / SAFE_WEIGHTS).is_file() and (Path(directory) / PICKLED_WEIGHTS).exists():
+        raise ModelError(f"{directory} holds {PICKLED_WEIGHTS}, a pickle: it is not read, since reading it runs code.")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -197,11 +200,11 @@ def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False) -
 
 def _unused_keys(model: PeftModel, directory: str | Path) -> list[str]:
     """What is in an adapter's file and lands nowhere in the model, in a sentence."""
-    file = Path(directory) / "adapter_model.safetensors"
+    file = Path(directory) / SAFE_WEIGHTS
     if not file.is_file():  # from a hub: peft has checked the names it misses
         return []
     with safe_open(file, framework="pt") as tensors:
-        unused = sorted(set(tensors.keys()) - set(get_peft_model_state_dict(model)))
+        unused = sorted(set(tensors.keys()) - set(get_peft_model_state_dict(model, save_embedding_layers=False)))
     return [f"{len(unused)} of its tensors land nowhere, {unused[0]} among them"] if unused else []
 
 
@@ -268,6 +271,8 @@ def trained_parts(tuned: Tuned, learning_rates: dict[Part, float], wanted: set[P
     counted = dict.fromkeys(PARTS, 0)
     totals = dict.fromkeys(PARTS, 0)
     for name, parameter in tuned.model.named_parameters():
+        if FROZEN_COPY in name:
+            continue
         part = tuned.family.anatomy.part_of(name)
         totals[part] += parameter.numel()
         counted[part] += parameter.numel() if parameter.requires_grad else 0

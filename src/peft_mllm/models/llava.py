@@ -65,7 +65,7 @@ class Llava(Family):
         from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
         model = LlavaForConditionalGeneration.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn_implementation
+            source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
         if not tokenizer.is_fast:

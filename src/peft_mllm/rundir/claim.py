@@ -87,10 +87,11 @@ def _is_strange(entry: Path) -> bool:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys of nested objects, each with its value as JSON."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    """Dotted keys of nested objects and lists, each with its value as JSON."""
+    inner = dict(enumerate(value)) if isinstance(value, list) else value
+    if isinstance(inner, dict) and inner:
+        for key, item in inner.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, json.dumps(value, ensure_ascii=False)
 

@@ -17,6 +17,7 @@ def caveats(results: Sequence[Result], *, task: str, seen: Sequence[str]) -> Ite
     if not any(result.is_zero_shot for result in results):
         yield "There is no zero-shot run here, so gains and what was forgotten are not known."
     yield from _seeds(results)
+    yield from dict.fromkeys(note for result in results for note in result.notes)
 
 
 def _differing(results: Sequence[Result]) -> Iterator[str]:
