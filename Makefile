@@ -9,10 +9,10 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test examples check clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the pinned versions (again only when they change)
 
@@ -34,6 +34,9 @@ demo: setup ## fine-tune and compare methods on a tiny model, on any CPU, in min
 
 test: setup ## run the tests
 	@$(BIN)/python -m pytest
+
+examples: setup ## run the examples, in a folder of their own
+	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/run_all.sh
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .

@@ -38,9 +38,7 @@ def compare(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     if packed != source:
-        sys.exit(
-            f"Not in the wheel: {sorted(source - packed)}. Only in the wheel: {sorted(packed - source)}."
-        )
+        sys.exit(f"Not in the wheel: {sorted(source - packed)}. Only in the wheel: {sorted(packed - source)}.")
 
 
 def try_out(wheel: Path, target: Path) -> None:

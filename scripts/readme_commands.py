@@ -45,9 +45,7 @@ def documents(arguments: list[str]) -> Iterator[Path]:
 
 def read_blocks(path: Path) -> list[Block]:
     text = path.read_text(encoding="utf-8")
-    blocks = [
-        Block(f"{path}:{line_of(text, match.start())}", match["commands"]) for match in BLOCK.finditer(text)
-    ]
+    blocks = [Block(f"{path}:{line_of(text, match.start())}", match["commands"]) for match in BLOCK.finditer(text)]
     if len(blocks) != len(MARK.findall(text)):
         sys.exit(f"{path}: a <!-- ci --> does not stand right before a ```bash block.")
     return blocks
