@@ -43,9 +43,7 @@ def write_run(
         },
         "model": {"source": "embedded", "family": "llava", "parameters": 1_400_000, "fingerprint": "f00d"},
         "trainable": {"llm": {"parameters": parameters, "learning_rate": 2e-4}} if parameters else {},
-        "data": {
-            "train": {"task": TASK, "read": 2000, "used": 1998, "quarantined": 2, "fingerprint": "d474"}
-        },
+        "data": {"train": {"task": TASK, "read": 2000, "used": 1998, "quarantined": 2, "fingerprint": "d474"}},
         "training": _training(seconds) if parameters else None,
         "scores": scores,
         "peak_memory_bytes": 812_000_000,
@@ -110,9 +108,7 @@ def _write_metrics(file: Path, accuracy: float, seconds: float) -> None:
     lines = []
     for step in range(1, 151):
         loss = floor + 2.2 * math.exp(-step / 30) + noise.uniform(-0.08, 0.08)
-        lines.append(
-            {"step": step, "epoch": step / 50, "loss": max(loss, 0.01), "seconds": seconds * step / 150}
-        )
+        lines.append({"step": step, "epoch": step / 50, "loss": max(loss, 0.01), "seconds": seconds * step / 150})
         if step % 50 == 0:
             lines.append({"step": step, "eval_loss": floor + 2.2 * math.exp(-step / 30) + 0.05})
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -123,9 +119,7 @@ def write_study(folder: Path) -> list[Path]:
     return [
         write_run(folder, "zero-shot", method="none", parameters=0, accuracy=31.5, seen=96.5),
         write_run(folder, "full", parameters=1_100_000, accuracy=94.5, seen=81.0, seconds=38.5),
-        write_run(
-            folder, "adapter", location="mlp", parameters=24_600, accuracy=92.5, seen=93.0, seconds=24.0
-        ),
+        write_run(folder, "adapter", location="mlp", parameters=24_600, accuracy=92.5, seen=93.0, seconds=24.0),
         write_run(folder, "lora", parameters=36_900, accuracy=95.0, seen=92.0, seconds=21.3),
         write_run(folder, "ia3", parameters=1_150, accuracy=78.0, seen=96.0, seconds=18.2),
         write_run(folder, "prefix", location=None, parameters=5_120, accuracy=61.0, seen=95.0, seconds=19.8),

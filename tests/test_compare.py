@@ -84,9 +84,7 @@ def test_rows_and_changes(build):
 def test_clear_best_is_marked_and_said(build):
     comparison = build(ZERO, LORA, IA3)
     assert [row.best for row in comparison.rows] == [False, True, False]
-    assert said(comparison).startswith(
-        f"lora is best: 95.0 % on {TASK} (91.0 to 97.3), 65.0 points above zero-shot."
-    )
+    assert said(comparison).startswith(f"lora is best: 95.0 % on {TASK} (91.0 to 97.3), 65.0 points above zero-shot.")
     assert "ia3 forgot least (1.0 points)" in said(comparison)
     assert "**95.0" in markdown_table(comparison)
 

@@ -9,9 +9,7 @@ from peft_mllm.record import Record, Turn
 
 
 def records(*answers: str) -> list[Record]:
-    return [
-        Record(str(n), (Turn("user", "q"), Turn("assistant", answer))) for n, answer in enumerate(answers)
-    ]
+    return [Record(str(n), (Turn("user", "q"), Turn("assistant", answer))) for n, answer in enumerate(answers)]
 
 
 def test_case_and_space_are_forgiven_and_nothing_else() -> None:

@@ -166,8 +166,7 @@ def test_the_shelves_never_import_one_another() -> None:
     across = [
         str(each)
         for each in imports()
-        if {top(each.importer), top(each.imported)} <= SHELVES.keys()
-        and top(each.importer) != top(each.imported)
+        if {top(each.importer), top(each.imported)} <= SHELVES.keys() and top(each.importer) != top(each.imported)
     ]
     assert across == []
 
@@ -199,9 +198,7 @@ def cpu_seconds(arguments: list[str]) -> float:
     """The processor time of one call of the command line, children and start of Python included."""
     program = f"import sys; from {PACKAGE}.cli import main; sys.exit(main())"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -264,9 +261,7 @@ def _forbidden(node: ast.AST) -> Iterator[tuple[int, str]]:
             if keyword.arg in FORBIDDEN_ARGUMENTS and _is(keyword.value, FORBIDDEN_ARGUMENTS[keyword.arg]):
                 yield node.lineno, f"{keyword.arg}={FORBIDDEN_ARGUMENTS[keyword.arg]}"
     elif isinstance(node, ast.Import | ast.ImportFrom):
-        names = (
-            [node.module or ""] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
-        )
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [item.name for item in node.names]
         yield from ((node.lineno, f"import {name}") for name in names if top(name) in FORBIDDEN_MODULES)
 
 

@@ -53,9 +53,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(FileImage(path).load())
 
 
-@pytest.mark.parametrize(
-    ("kind", "suffix"), [("PNG", "png"), ("WEBP", "webp"), ("BMP", "bmp"), ("TIFF", "tif")]
-)
+@pytest.mark.parametrize(("kind", "suffix"), [("PNG", "png"), ("WEBP", "webp"), ("BMP", "bmp"), ("TIFF", "tif")])
 def test_lossless_formats_keep_their_pixels(tmp_path: Path, kind: str, suffix: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     path = saved(tmp_path / f"a.{suffix}", encoded(PHOTO, kind, **options))
@@ -313,9 +311,7 @@ def test_one_flipped_bit_after_the_check_is_found(tmp_path: Path) -> None:
 
 @settings(max_examples=120, deadline=None)
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]))
-def test_mutated_images_load_or_have_a_reason(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, kind: str
-) -> None:
+def test_mutated_images_load_or_have_a_reason(tmp_path_factory: pytest.TempPathFactory, seed: int, kind: str) -> None:
     draw = random.Random(seed)
     data = bytearray(encoded(PHOTO, kind))
     for _ in range(draw.randrange(1, 8)):

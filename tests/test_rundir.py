@@ -161,9 +161,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "damage"), CASES)
-def test_every_damage_is_found_and_the_previous_checkpoint_is_used(
-    path: Path, name: str, damage: str
-) -> None:
+def test_every_damage_is_found_and_the_previous_checkpoint_is_used(path: Path, name: str, damage: str) -> None:
     file = path / checkpoint_name(200) / name
     (DAMAGES.get(damage) or older_copy)(file)
     rejected: dict[Path, list[str]] = {}
@@ -273,9 +271,7 @@ def test_leftovers_of_a_killed_writer_are_removed(path: Path) -> None:
         (ZeroDivisionError("x"), "failed", EXIT_INTERNAL),
     ],
 )
-def test_an_error_that_ends_the_run_is_its_status(
-    path: Path, error: BaseException, state: str, code: int
-) -> None:
+def test_an_error_that_ends_the_run_is_its_status(path: Path, error: BaseException, state: str, code: int) -> None:
     with pytest.raises(type(error)), RunDir.open(path, SPEC) as run:  # noqa: PT012
         run.set_status("running", step=5)
         raise error

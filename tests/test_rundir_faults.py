@@ -80,9 +80,7 @@ def killed_at(count: int, work: Callable[[Callable[[], None]], None]) -> bool:
     return status != 0
 
 
-def copies_after_kills(
-    start: Path, work: Callable[[Path, Callable[[], None]], None]
-) -> Iterator[tuple[int, Path]]:
+def copies_after_kills(start: Path, work: Callable[[Path, Callable[[], None]], None]) -> Iterator[tuple[int, Path]]:
     """For each point of `work`: a copy of `start` in which it was killed there."""
     for count in range(1, 1000):
         copy = start.with_name(f"killed-{count}")
@@ -272,9 +270,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         RunDir.open(tmp_path / "file" / "run", SPEC)
 
 
-def test_an_atomic_write_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files.atomic_write(tmp_path / "a.txt", "old")
     monkeypatch.setattr(os, "replace", _before(_raise_no_space, os.replace))
     with pytest.raises(DiskError, match="No space left"):
