@@ -43,7 +43,7 @@ def test_parts_have_their_learning_rates_and_vectors_do_not_decay():
 
 
 def test_rates_come_from_spec_or_method():
-    assert learning_rates(TrainSpec(), 5e-5) == {"llm": 5e-5, "connector": 2e-5, "vision": 2e-6}
+    assert learning_rates(TrainSpec(), 5e-5) == {"llm": 5e-5, "connector": 2e-5, "vision": 2e-5}
     spec = TrainSpec(learning_rate=1e-3, connector_learning_rate=1e-4, vision_learning_rate=1e-5)
     assert learning_rates(spec, 5e-5) == {"llm": 1e-3, "connector": 1e-4, "vision": 1e-5}
 

@@ -69,12 +69,17 @@ class Anatomy:
         match the vision tower.
         """
         linears = self.roles("both")
-        return self.within_layers([linears[role] for role in roles if role in linears])
+        wanted = [linears[role] for role in roles if role in linears]
+        return self._in_every_layer(wanted) if wanted else None
 
-    def within_layers(self, paths: Iterable[str]) -> str | None:
-        """A regular expression for paths inside every layer, or None when there are no paths."""
+    def norm_pattern(self, location: Location) -> str:
+        """Likewise of the normalisations at a location; the one after the last layer counts to its MLP."""
+        inside = self._in_every_layer(path for name, path in self.norms.items() if location in (name, "both"))
+        return inside if location == "attention" else f"{inside}|{re.escape(self.final_norm)}"
+
+    def _in_every_layer(self, paths: Iterable[str]) -> str:
         inside = "|".join(re.escape(path) for path in paths)
-        return rf"{re.escape(self.layers)}\.\d+\.({inside})" if inside else None
+        return rf"{re.escape(self.layers)}\.\d+\.({inside})"
 
     def part_of(self, parameter: str) -> Part:
         """The part a parameter belongs to; a wrapper's prefix such as `base_model.model.` is allowed."""

@@ -59,12 +59,12 @@ class AnyPeft(Method[AnyPeftOptions]):
         except (TypeError, ValueError) as error:
             raise MethodError(f"peft {self.options.type}: {error}") from error
 
-    def _targets(self, anatomy: Anatomy) -> str | None:
+    def _targets(self, anatomy: Anatomy) -> str:
         if self.options.type.upper() == "LN_TUNING":
             # it trains a copy of what it targets: linears would be full fine-tuning by another name
             if self.options.location is not None:
                 raise MethodError("peft LN_TUNING: location has no effect; the method layernorm has one.")
-            return anatomy.within_layers(anatomy.norms.values())
+            return anatomy.norm_pattern("both")
         location: Location = self.options.location or "both"
         return targets(anatomy, tuple(anatomy.roles(location)), wanted=f"{self.options.type} at {location}")
 

@@ -5,7 +5,6 @@ y = x / rms(x) * g, with g trained from the value it has; peft's implementation,
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from peft_mllm.anatomy import Anatomy
@@ -21,7 +20,7 @@ class LayerNormOptions(LocatedOptions):
 
 
 class LayerNorm(Method[LayerNormOptions]):
-    """The normalisations before attention and MLP; with location both, the one after the last layer too."""
+    """The normalisations before attention (attention), and before each MLP and after the last one (mlp)."""
 
     Options = LayerNormOptions
     learning_rate = 2e-4  # as ia3, its nearest relative: both rescale what is there
@@ -30,9 +29,4 @@ class LayerNorm(Method[LayerNormOptions]):
         """Peft's LNTuningConfig on the normalisations of the location."""
         from peft import LNTuningConfig
 
-        here = self.options.location
-        inside = anatomy.within_layers(path for name, path in anatomy.norms.items() if here in (name, "both"))
-        return LNTuningConfig(
-            task_type="CAUSAL_LM",
-            target_modules=f"{inside}|{re.escape(anatomy.final_norm)}" if here == "both" else inside,
-        )
+        return LNTuningConfig(task_type="CAUSAL_LM", target_modules=anatomy.norm_pattern(self.options.location))
