@@ -25,7 +25,7 @@ FLOORS = [
     {"anatomy", "provenance", "rundir", "scenes", "screen", "trackers"},
     {"attention", "data", "optimizer"},
     {"methods", "metrics", "models", "tasks"},
-    {"loading", "specfile", "splits", "tuned"},
+    {"card", "loading", "specfile", "splits", "tuned"},
     {"evaluation", "exactness", "listing", "training"},
     {"run"},
     {"saved", "study"},

@@ -38,7 +38,7 @@ def example(*lines: str) -> str:
     epilog=example(
         "peft-mllm train spec.yaml",
         "peft-mllm train spec.yaml method=ia3 train.learning_rate=1e-2 output_dir=runs/ia3",
-        "accelerate launch --num_processes 2 -m peft_mllm train spec.yaml",
+        "accelerate launch --multi_gpu --num_processes 2 -m peft_mllm train spec.yaml",
     )
 )
 def train(

@@ -34,18 +34,22 @@ def load_family(spec: ModelSpec, *, dtype: str) -> Family:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # our own screen says what is going on
+    family = _load(spec, dtype)
+    # what an adapter's config will call its base: as the user wrote it, not where it lies on this machine
+    family.model.name_or_path = spec.path
+    return family
+
+
+def _load(spec: ModelSpec, dtype: str) -> Family:
     tiny = _TINY.fullmatch(spec.path)
     if tiny:
         return MODELS[tiny["family"]].tiny(image_size=int(tiny["pixels"] or 56))
     source = source_of(spec.path)
     family = MODELS[spec.family] if spec.family else _recognise(source)
     try:
-        loaded = family.load(source, dtype=dtype, attn_implementation=spec.attn_implementation)
+        return family.load(source, dtype=dtype, attn_implementation=spec.attn_implementation)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"The model {spec.path} cannot be loaded: {error}") from error
-    # what an adapter's config will call its base: as the user wrote it, not where it lies on this machine
-    loaded.model.name_or_path = spec.path
-    return loaded
 
 
 def dtype_for(wanted: str, device: torch.device) -> str:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from peft_mllm.anatomy import PARTS, Part
 from peft_mllm.attention import TREE_BACKENDS, additive, backend_of, connect_prefix, uses_prefix_port
+from peft_mllm.card import adapter_card
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import MethodError, ModelError
 from peft_mllm.methods.base import Method
@@ -121,6 +122,8 @@ class Tuned:
             with _prefix_as_saved(self.model):
                 # no embeddings: peft would ask the hub whether the base's vocabulary has grown
                 self.model.save_pretrained(directory, save_embedding_layers=False)
+            # peft's own card is a form that nobody has filled in
+            (directory / "README.md").write_text(adapter_card(self.model.active_peft_config), encoding="utf-8")
         else:
             self.family.save(directory)
 
