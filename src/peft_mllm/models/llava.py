@@ -161,10 +161,18 @@ class Llava(Family):
 
 
 def load_image_processor(source: str | Path) -> Any:
-    """The directory's image processor, always by PIL: torchvision resizes to slightly other pixels."""
-    from transformers import AutoImageProcessor
+    """The directory's image processor, always by PIL: torchvision resizes to slightly other pixels.
 
-    return AutoImageProcessor.from_pretrained(source, backend="pil")
+    By its class, not by transformers' Auto class, which in some versions asks for torchvision in any case.
+    """
+    import transformers
+
+    settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
+    name = str(settings.get("image_processor_type", "CLIPImageProcessor")).removesuffix("Fast").removesuffix("Pil")
+    by_pil = getattr(transformers, f"{name}Pil", None)
+    if by_pil is None:
+        raise ModelError(f"{source}: transformers has no {name} that works by PIL.")
+    return by_pil.from_pretrained(source)
 
 
 def image_tokens(config: LlavaConfig) -> int:
