@@ -18,7 +18,7 @@ from peft_mllm.anatomy import PARTS, Part
 from peft_mllm.assets import EMBEDDED
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply, account_of, measure_with
-from peft_mllm.errors import DataError
+from peft_mllm.errors import DataError, ModelError
 from peft_mllm.evaluation import evaluate, pad_token
 from peft_mllm.exactness import SelfCheck, self_check, telling
 from peft_mllm.files import write_lines
@@ -251,7 +251,7 @@ class Runner:
         samples = [supply.encode(record) for record in telling(supply.records, SELF_CHECK_SAMPLES)]
         check = self_check(tuned, samples, pad_id=supply.pad_id)
         if check is not None and not check.passed:
-            raise DataError(
+            raise ModelError(
                 f"On this model, samples that share an image's prefix do not give the gradients of samples one by "
                 f"one: they differ by {check.gradient:.1e}, {check.tolerance:.0e} is rounding. "
                 "Set data.share_prefix: false, and please report this."
