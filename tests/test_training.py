@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs import checkpoints, lines, losses, metrics, non_finite_files, status, tiny, weights
 from safetensors.torch import load_file
 
 import peft_mllm
@@ -22,6 +21,7 @@ from peft_mllm.specfile import build
 from peft_mllm.tasks import TASKS
 from peft_mllm.training import STATE
 from peft_mllm.tuned import attach
+from runs import checkpoints, lines, losses, metrics, non_finite_files, status, tiny, weights
 
 STILL = {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.0}
 EIGHT = {"name": "scenes_at", "size": {"train": 8, "validation": 0, "test": 1}}
@@ -376,3 +376,19 @@ def test_an_absurd_rate_saves_nothing_non_finite(tmp_path, optim, rate, steps):
     assert non_finite_files(tmp_path / "run") == []
     for line in metrics(tmp_path / "run"):
         assert all(isinstance(value, (int, float)) for value in line.values())
+
+
+def test_where_sharing_is_not_exact_nothing_is_shared(tmp_path, monkeypatch, capsys):
+    """With a mask that lets branches see each other, the self-check fails, says so, and the run is still right."""
+    right = {"method": STILL, "task": EIGHT}
+    train(tmp_path / "alone", **right, data={"share_prefix": False})
+
+    def causal(segments: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(segments), 1, *[segments.shape[1]] * 2, dtype=torch.bool).tril()
+
+    monkeypatch.setattr("peft_mllm.data.trees.tree_mask", causal)
+    result = peft_mllm.train(tiny(tmp_path / "shared", **right))
+    assert not result["self_check"]["passed"]
+    assert "Nothing is shared in this run" in " ".join(capsys.readouterr().err.split())
+    # a causal mask is right for a row that holds one sample
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)

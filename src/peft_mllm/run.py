@@ -18,7 +18,7 @@ from peft_mllm.anatomy import PARTS, Part
 from peft_mllm.assets import EMBEDDED
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply, account_of, measure_with
-from peft_mllm.errors import DataError, ModelError
+from peft_mllm.errors import DataError
 from peft_mllm.evaluation import evaluate, pad_token
 from peft_mllm.exactness import SelfCheck, self_check, telling
 from peft_mllm.files import write_lines
@@ -169,6 +169,8 @@ class Runner:
     def _train(self, tuned: Tuned, rates: dict[Part, float]) -> Result:
         supply, validation, account = self._supplies(tuned)
         check = self._check_sharing(tuned, supply)
+        if check is not None and not check.passed:
+            supply, validation = supply.unshared(), validation.unshared() if validation else None
         spec = self.spec.train
         plan = Plan(
             size=len(supply.records),
@@ -206,7 +208,7 @@ class Runner:
         return {
             "data": {"train": account},
             "training": training_json(progress, plan, restored=restored),
-            "self_check": asdict(check) if check else None,
+            "self_check": asdict(check) | {"passed": check.passed} if check else None,
         }
 
     def _supplies(self, tuned: Tuned) -> tuple[Supply, Supply | None, Result]:
@@ -245,16 +247,16 @@ class Runner:
         return tuple(tuple(image.key for image in record.images) or (record.id,) for record in records)
 
     def _check_sharing(self, tuned: Tuned, supply: Supply) -> SelfCheck | None:
-        """Prove on this model and data that sharing is exact; stop where it is not."""
+        """Prove on this model and data that sharing is exact; None where nothing is to be shared."""
         if not (supply.trees and supply.share):
             return None
         samples = [supply.encode(record) for record in telling(supply.records, SELF_CHECK_SAMPLES)]
         check = self_check(tuned, samples, pad_id=supply.pad_id)
         if check is not None and not check.passed:
-            raise ModelError(
-                f"On this model, samples that share an image's prefix do not give the gradients of samples one by "
-                f"one: they differ by {check.gradient:.1e}, {check.tolerance:.0e} is rounding. "
-                "Set data.share_prefix: false, and please report this."
+            self.screen.note(
+                f"WARNING: on this model, samples that share an image's prefix do not give the gradients of samples "
+                f"one by one: they differ by {check.gradient:.1e}, where {check.tolerance:.0e} is rounding. Nothing is "
+                "shared in this run, which is right but slower. Please report this."
             )
         return check
 

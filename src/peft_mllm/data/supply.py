@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peft_mllm.data.check import Length, Report
@@ -36,6 +36,10 @@ class Supply:
     pad_id: int
     trees: bool
     share: bool
+
+    def unshared(self) -> Supply:
+        """The same, with every sample in a tree of its own."""
+        return replace(self, share=False)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The batch of these records."""
