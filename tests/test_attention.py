@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 
+import tiny
 from peft_mllm.anatomy import Anatomy
 from peft_mllm.attention import PADDING, PREFIX, connect_prefix, tree_mask, widen_mask
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
+import tiny
 from peft_mllm.errors import MethodError
 from peft_mllm.methods.bottleneck import BottleneckLayer
 from peft_mllm.models import MODELS

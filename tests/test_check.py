@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_data import chat, image, jsonl, llava
 
+from own_data import chat, image, jsonl, llava
 from peft_mllm.data import check as checking
 from peft_mllm.data.check import Length, Report, check
 from peft_mllm.data.formats import RecordFile

@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from runs import assert_same, command, lines, read, tiny, write_spec
 
 import peft_mllm
 from peft_mllm.assets import EMBEDDED
 from peft_mllm.cli import app
 from peft_mllm.errors import UserError
 from peft_mllm.listing import SHELVES
+from runs import assert_same, command, lines, read, tiny, write_spec
 
 VERBS = [["train"], ["evaluate"], ["data", "check"], ["list"], ["demo"]]
 

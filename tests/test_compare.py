@@ -6,7 +6,6 @@ import json
 
 import pytest
 from rich.console import Console
-from study_samples import SEEN, TASK, write_run, write_study
 
 from peft_mllm.study.compare import compare
 from peft_mllm.study.conclude import conclusion
@@ -14,6 +13,7 @@ from peft_mllm.study.render import csv_table, json_table, markdown_table, termin
 from peft_mllm.study.results import read_results
 from peft_mllm.study.statistics import estimate_difference, estimate_mean
 from peft_mllm.study.wording import GLUE, and_list, count, duration, figure
+from study_samples import SEEN, TASK, write_run, write_study
 
 
 @pytest.fixture

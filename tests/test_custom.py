@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import image, jsonl, llava
 from pydantic import ValidationError
 
+from own_data import image, jsonl, llava
 from peft_mllm.data.check import Length
 from peft_mllm.errors import EXIT_BAD_DATA, DataError
 from peft_mllm.record import Record

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_data import chat, image, jsonl, llava
-from runs import Said, checkpoints, command, lines, read, status, tiny, weights, write_spec
 
 import peft_mllm
+from own_data import chat, image, jsonl, llava
 from peft_mllm.assets import EMBEDDED
 from peft_mllm.models import MODELS
 from peft_mllm.rundir import RunDir
+from runs import Said, checkpoints, command, lines, read, status, tiny, weights, write_spec
 
 METHODS = {
     "lora": {"rank": 4, "alpha": 8},

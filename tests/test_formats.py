@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_data import chat, image, jsonl, llava
 
+from own_data import chat, image, jsonl, llava
 from peft_mllm.data import formats, scan
 from peft_mllm.data.formats import RecordFile
 from peft_mllm.data.problems import BadDataError

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
+import tiny
 from peft_mllm.assets import EMBEDDED
 from peft_mllm.data.encode import IGNORED
 from peft_mllm.errors import DataError, ModelError

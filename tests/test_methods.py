@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+import tiny
 from peft_mllm.errors import MethodError, ModelError
 from peft_mllm.methods import METHODS
 from peft_mllm.models import MODELS

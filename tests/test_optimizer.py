@@ -6,11 +6,11 @@ import math
 from itertools import pairwise
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
+import tiny
 from peft_mllm.errors import SpecError
 from peft_mllm.optimizer import flat_state, learning_rates, load_flat_state, make_optimizer, make_schedule
 from peft_mllm.spec import TrainSpec

@@ -6,13 +6,13 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from study_samples import SEEN, TASK, write_run, write_study
 
 from peft_mllm.errors import DiskError
 from peft_mllm.study.figures import CROWD
 from peft_mllm.study.labels import HEIGHT, Box, place_beside, spread
 from peft_mllm.study.report import render_report, telling_questions, write_report
 from peft_mllm.study.results import read_results
+from study_samples import SEEN, TASK, write_run, write_study
 
 HOSTILE = "<script>alert('x')</script>\"&$\\frac{"
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from study_samples import SEEN, TASK, write_run, write_study
 
 from peft_mllm.errors import DataError
 from peft_mllm.files import sealed_json
 from peft_mllm.study.results import find_results, read_result, read_results
+from study_samples import SEEN, TASK, write_run, write_study
 
 
 @pytest.fixture

@@ -16,7 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+
+import peft_mllm
 from own_data import chat, image, jsonl
+from peft_mllm import evaluation, files, run, training
+from peft_mllm.errors import DiskError, DivergedError, SpecError
+from peft_mllm.models.llava import Llava
+from peft_mllm.rundir import RunDir
+from peft_mllm.tuned import Tuned
 from runs import (
     assert_same,
     checkpoints,
@@ -34,14 +42,6 @@ from runs import (
     wait,
     write_spec,
 )
-from safetensors import SafetensorError
-
-import peft_mllm
-from peft_mllm import evaluation, files, run, training
-from peft_mllm.errors import DiskError, DivergedError, SpecError
-from peft_mllm.models.llava import Llava
-from peft_mllm.rundir import RunDir
-from peft_mllm.tuned import Tuned
 
 KILLS = 20
 

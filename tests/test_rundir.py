@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from rundirs import FILES, SPEC, commit, holds, names, strange_names, writer
 
 from peft_mllm.errors import (
     EXIT_BAD_DATA,
@@ -28,6 +27,7 @@ from peft_mllm.errors import (
     UserError,
 )
 from peft_mllm.rundir import ADAPTER, RunDir, checkpoint_name, verify
+from rundirs import FILES, SPEC, commit, holds, names, strange_names, writer
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from rundirs import FILES, SPEC, commit, holds, names, strange_names, writer
 
 from peft_mllm import files
 from peft_mllm.errors import (
     DiskError,
 )
 from peft_mllm.rundir import RunDir, checkpoint_name
+from rundirs import FILES, SPEC, commit, holds, names, strange_names, writer
 
 
 @pytest.fixture

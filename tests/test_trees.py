@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import peft_mllm.data.trees as trees_module
+import tiny
 from peft_mllm.attention import tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.data.trees import collate, collate_padded, plant

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from own_data import chat, image, jsonl
+from peft_mllm import cli
+from peft_mllm.models.llava import Llava
 from runs import (
     checkpoints,
     command,
@@ -28,9 +31,6 @@ from runs import (
     weights,
     write_spec,
 )
-
-from peft_mllm import cli
-from peft_mllm.models.llava import Llava
 
 ONE = {"gradient_accumulation_steps": 2}
 TWO = "train.gradient_accumulation_steps=1"
