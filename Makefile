@@ -1,6 +1,6 @@
 # Everything a fresh machine needs is Python >= 3.11 with pip; `make` alone lists the targets.
 # Without a GPU, PyTorch's own index has a smaller build of the same version:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 	  || { echo "Python's venv module is missing (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "[2/3] PyTorch (the largest download)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "[3/3] peft-mllm and its tools"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

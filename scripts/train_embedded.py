@@ -31,14 +31,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-
-try:  # without torchvision the processor is the PIL one, under a name of its own
-    from transformers import CLIPImageProcessorPil as CLIPImageProcessor
-except ImportError:
-    from transformers import CLIPImageProcessor
 
 from peft_mllm.scenes import COLOURS, COLUMNS, FORMS, ROWS, Scene, make_scene, seeded
 from peft_mllm.tasks import TASKS
@@ -125,8 +121,8 @@ def make_processor() -> LlavaProcessor:
         clean_up_tokenization_spaces=False,
     )
     size = {"height": SIDE, "width": SIDE}
-    images = CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size=size, image_mean=list(MEAN), image_std=list(STD)
+    images = LlavaImageProcessorPil(  # pads to a square, as LLaVA-1.5 was trained
+        size={"shortest_edge": SIDE}, crop_size=size, image_mean=list(MEAN), image_std=list(STD), do_pad=True
     )
     return LlavaProcessor(
         image_processor=images,

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 import peft_mllm
+from peft_mllm.models.llava import Llava
 from peft_mllm.scenes import make_scene
 from peft_mllm.tasks import TASKS
 from peft_mllm.tasks.scenes import SEEN, UNSEEN, ScenesOptions
@@ -118,3 +120,13 @@ def test_the_answer_does_not_change_the_tokens_of_the_question(processor, answer
 def test_words_of_the_tasks_are_single_tokens(processor):
     for word in (" red", " circle", " left", " yes", " nothing", " ASSISTANT", " assistant"):
         assert len(processor.tokenizer.encode(word, add_special_tokens=False)) == 1
+
+
+def test_a_plain_processor_sees_the_same_pixels():
+    """Wide pictures too: both pad to a square with the mean colour, and neither crops."""
+    family = Llava.load(BASE, dtype="float32", attn_implementation="sdpa")
+    processor = AutoProcessor.from_pretrained(BASE)
+    for size in ((392, 141), (141, 392), (48, 48)):
+        image = Image.effect_noise(size, 80).convert("RGB")
+        plain = processor(images=image, text="<image>", return_tensors="pt")["pixel_values"]
+        assert (plain - family.pixels([image])["pixel_values"]).abs().max() < 1e-6

@@ -321,3 +321,13 @@ def test_a_spec_cannot_be_changed():
     spec = parse_spec({"method": "lora", "task": "scenes_row", "output_dir": "x"})
     with pytest.raises(ValueError):
         spec.seed = 3
+
+
+def test_a_misspelt_metric_is_found_before_anything_starts(read):
+    """Not after the training, when nothing in the spec may change any more."""
+    text = GOOD.replace("task: scenes_row", "task: {name: custom, train: a.jsonl, metric: exct}")
+    assert "there is no metric 'exct'. Did you mean 'exact'?" in said(read, text)
+
+
+def test_zero_steps_are_refused(read):
+    assert "0 steps train nothing" in said(read, GOOD, "train.max_steps=0")

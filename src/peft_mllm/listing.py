@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -61,7 +62,7 @@ def type_in_words(annotation: Any) -> str:
         return " | ".join(type_in_words(each) for each in inner)
     if origin is tuple:
         return f"list of {type_in_words(inner[0])}"
-    names = {float: "number", int: "whole number", bool: "true | false", str: "text", NoneType: "none"}
+    names = {float: "number", int: "whole number", bool: "true | false", str: "text", Path: "path", NoneType: "none"}
     return names.get(origin or annotation, "mapping")
 
 

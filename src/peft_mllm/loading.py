@@ -62,8 +62,8 @@ def dtype_for(wanted: str, device: torch.device) -> str:
 def _recognise(source: str) -> type[Family]:
     from transformers import PretrainedConfig
 
-    if source.startswith((".", "/", "~")) and not (Path(source) / "config.json").is_file():
-        raise ModelError(f"There is no model in {source}: it has no config.json.")
+    if _is_local(source) and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"There is no model in {source}: it is no directory with a config.json.")
     try:
         config, _ = PretrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
@@ -78,3 +78,9 @@ def _recognise(source: str) -> type[Family]:
         f"{source} is a '{config.get('model_type')}' model, of no family known here ({', '.join(MODELS)}). "
         "An original LLaVA checkpoint must be converted to the Hugging Face format first (llava-hf has it)."
     )
+
+
+def _is_local(source: str) -> bool:
+    """Whether a path is meant, not a hub id: it is there, or at least the directory that it would be in."""
+    path = Path(source)
+    return source.startswith((".", "/", "~")) or path.exists() or (len(path.parts) > 1 and path.parent.is_dir())

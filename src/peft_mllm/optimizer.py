@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from peft_mllm.anatomy import PARTS, Anatomy, Part
 from peft_mllm.errors import SpecError
@@ -25,6 +25,19 @@ def learning_rates(spec: TrainSpec, default: float) -> dict[Part, float]:
         "connector": spec.connector_learning_rate,
         "vision": spec.vision_learning_rate,
     }
+
+
+def check_names(spec: TrainSpec) -> None:
+    """Refuse an optimizer or a schedule that does not exist, before anything is loaded.
+
+    Raises:
+        SpecError: names it, and the nearest that exists.
+    """
+    _optimizer_class(spec.optim)
+    schedules = [kind.value for kind in SchedulerType]
+    if spec.lr_scheduler_type not in schedules:
+        known = did_you_mean(spec.lr_scheduler_type, schedules)
+        raise SpecError(f"train.lr_scheduler_type: transformers has no '{spec.lr_scheduler_type}'. {known}")
 
 
 def make_optimizer(

@@ -26,7 +26,7 @@ from peft_mllm.interrupt import stop_requests
 from peft_mllm.loading import dtype_for, load_family
 from peft_mllm.methods import METHODS, Method
 from peft_mllm.models import Family
-from peft_mllm.optimizer import learning_rates, make_optimizer, make_schedule
+from peft_mllm.optimizer import check_names, learning_rates, make_optimizer, make_schedule
 from peft_mllm.provenance import data_fingerprint, environment, peak_memory, weights_fingerprint
 from peft_mllm.record import Record
 from peft_mllm.rundir import ADAPTER, PREDICTIONS, RunDir
@@ -90,6 +90,7 @@ class Runner:
 
     def __init__(self, spec: Spec, run_dir: RunDir, world: World, screen: Screen, stop: Callable[[], bool]) -> None:
         self.spec, self.run_dir, self.world, self.screen, self.stop = spec, run_dir, world, screen, stop
+        check_names(spec.train)
         self.method: Method[Any] = build(METHODS, spec.method)
         tasks = {spec.task.name: build(TASKS, spec.task)} | {each.name: build(TASKS, each) for each in spec.evaluate}
         dtype = dtype_for(spec.model.dtype, world.device)

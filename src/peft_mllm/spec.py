@@ -147,6 +147,13 @@ class TrainSpec(Frozen):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers beside metrics.jsonl, which is always written."""
 
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 steps train nothing; leave it out, or use the method none")
+        return value
+
     @field_validator("report_to", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
