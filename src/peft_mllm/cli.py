@@ -60,7 +60,8 @@ def train(
         say_json(result)
     else:
         show_scores(result["scores"], result["notes"])
-        console.print(f"\nResult, predictions and adapter: {read.output_dir}", markup=False)
+        left = "Result, predictions and adapter" if result["adapter"] else "Result and predictions"
+        console.print(f"\n{left}: {read.output_dir}", markup=False)
 
 
 @app.command(

@@ -183,6 +183,8 @@ class Runner:
         total = spec.max_steps if spec.max_steps > 0 else math.ceil(spec.num_train_epochs * plan.steps_per_epoch)
         optimizer = make_optimizer(tuned.trainable(), self.family.anatomy, rates, spec)
         trackers = Trackers(spec.report_to, directory=self.run_dir.path, main=self.world.is_main, title=self.spec.title)
+        if any(self.run_dir.path.glob("checkpoints/step-*")):
+            self.screen.note("Going on from the last good checkpoint.")
         with trackers, self.screen.bar(f"training {self.spec.title}", total) as bar:
 
             def show(step: int, loss: float, tokens_per_second: float) -> None:

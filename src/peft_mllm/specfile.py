@@ -234,6 +234,8 @@ def _sentences(error: ValidationError, model: type[BaseModel], document: _Docume
             yield f"{document.place(key)}: unknown key '{dotted}'. {did_you_mean(str(key[-1]), known)}"
         elif problem["type"] == "missing":
             yield f"{document.place(key)}: '{dotted}' is missing."
+        elif problem["type"] == "value_error":  # one of ours, which says it all
+            yield f"{document.place(key)}: {dotted}: {problem['msg'].removeprefix('Value error, ')}."
         else:
             yield f"{document.place(key)}: {dotted}: {problem['msg']}, not {problem['input']!r}."
 

@@ -160,7 +160,9 @@ def attach(
         if opened:
             config.modules_to_save = [*(getattr(config, "modules_to_save", None) or ()), *opened]
         try:
-            model = get_peft_model(base, config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft's use of a name that transformers is changing
+                model = get_peft_model(base, config)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise MethodError(f"peft cannot attach {config.peft_type.value}: {error}") from error
         method.initialise(model, anatomy)
