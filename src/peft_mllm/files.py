@@ -50,11 +50,22 @@ def atomic_write(path: Path, data: bytes | str, *, what: str = "the file") -> No
         DiskError: the file could not be written; names it, and the free and needed bytes on a full disk.
     """
     content = data.encode() if isinstance(data, str) else data
+    atomic_write_pieces(path, [content], what=what, needed=len(content))
+
+
+def atomic_write_pieces(
+    path: Path, pieces: Iterable[bytes], *, what: str = "the file", needed: int | None = None
+) -> None:
+    """Likewise of a file of any size, written piece by piece.
+
+    Raises:
+        DiskError: as `atomic_write`; `needed` is the number of bytes, where that is known.
+    """
     temporary = temporary_name(path)
-    with disk_errors(path, what, needed=len(content)):
+    with disk_errors(path, what, needed=needed):
         try:
             with temporary.open("xb") as file:
-                file.write(content)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -64,15 +64,15 @@ def make_optimizer(
 def _arguments(made: type[torch.optim.Optimizer], spec: TrainSpec) -> dict[str, Any]:
     """Adam's options for the optimizers that have them; set for another one they are an error."""
     known = inspect.signature(made).parameters
-    # some optimizers have a pair of eps with another meaning
-    has_eps = "eps" in known and isinstance(known["eps"].default, float)
-    usual = {"adam_beta1": "betas" in known, "adam_beta2": "betas" in known, "adam_epsilon": has_eps}
-    idle = [name for name, has in usual.items() if not has and getattr(spec, name) != _default(name)]
+    betas = "betas" in known
+    eps = "eps" in known and isinstance(known["eps"].default, float)  # some have a pair with another meaning
+    taken = {"adam_beta1": betas, "adam_beta2": betas, "adam_epsilon": eps}
+    idle = [name for name, is_taken in taken.items() if not is_taken and getattr(spec, name) != _default(name)]
     if idle:
         raise SpecError(f"train.{idle[0]} has no effect: torch.optim.{spec.optim} does not take it.")
-    values = {"betas": (spec.adam_beta1, spec.adam_beta2), "eps": spec.adam_epsilon}
-    wanted = {"betas": "betas" in known, "eps": has_eps}
-    return {key: value for key, value in values.items() if wanted[key] and key not in spec.optim_args}
+    arguments: dict[str, Any] = {"betas": (spec.adam_beta1, spec.adam_beta2)} if betas else {}
+    arguments |= {"eps": spec.adam_epsilon} if eps else {}
+    return {key: value for key, value in arguments.items() if key not in spec.optim_args}
 
 
 def _default(name: str) -> Any:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft_mllm.data.check import Report
 from peft_mllm.data.formats import RecordFile
-from peft_mllm.files import disk_errors, sync_directory, temporary_name
+from peft_mllm.files import atomic_write_pieces, disk_errors
 
 
 class Quarantined(NamedTuple):
@@ -48,8 +46,8 @@ def quarantine(report: Report, file: RecordFile, directory: str | Path) -> Quara
         folder / f"{file.path.stem}.clean{'.json' if file.is_list else '.jsonl'}",
         folder / f"{file.path.stem}.quarantine.jsonl",
     )
-    _write(done.quarantine, lambda: _set_aside(report, file))
-    _write(done.clean, lambda: _clean(report, file))
+    atomic_write_pieces(done.quarantine, _set_aside(report, file))
+    atomic_write_pieces(done.clean, _clean(report, file))
     return done
 
 
@@ -78,19 +76,3 @@ def _original(raw: bytes) -> dict[str, str]:
         return {"raw": raw.decode()}
     except UnicodeDecodeError:
         return {"raw_base64": base64.b64encode(raw).decode()}
-
-
-def _write(path: Path, pieces: Callable[[], Iterable[bytes]]) -> None:
-    """Write a file of any size so that it appears whole: temporary file, fsync, rename."""
-    temporary = temporary_name(path)
-    with disk_errors(path, "the file"):
-        try:
-            with temporary.open("xb") as out:
-                out.writelines(pieces())
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(path)
-            sync_directory(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
