@@ -151,8 +151,8 @@ QWEN = Anatomy(
     mlp={role: f"mlp.{role}_proj" for role in ("gate", "up", "down")},
     norms={"attention": "input_layernorm", "mlp": "post_attention_layernorm"},
     final_norm="model.language_model.norm",
-    connector="model.visual.merger",
-    vision="model.visual",
+    connector=("model.visual.merger",),
+    vision=("model.visual.patch_embed", "model.visual.blocks"),
     lm_head="lm_head",
 )
 

@@ -10,6 +10,7 @@ import tiny
 from peft_mllm.errors import MethodError
 from peft_mllm.methods.bottleneck import BottleneckLayer
 from peft_mllm.models import MODELS
+from peft_mllm.models.base import Loading
 from peft_mllm.tuned import load_adapter, trained_parts
 
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
@@ -194,7 +195,7 @@ def test_biases_that_train_are_saved_and_loaded(tmp_path, bias, linears):
     tuned.model.eval()
     tuned.save(tmp_path / "saved")
     batch = tiny.padded(base, tiny.samples(base))
-    again = MODELS["llava"].load(tmp_path / "base", dtype="float32", attn_implementation="sdpa")
+    again = MODELS["llava"].load(tmp_path / "base", loading=Loading("float32"))
     with torch.no_grad():
         expected = tuned.answer_logits(batch)
         assert torch.equal(load_adapter(again, tmp_path / "saved").answer_logits(batch), expected)

@@ -9,6 +9,8 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 import peft_mllm
+import tiny
+from peft_mllm.models.base import Loading
 from peft_mllm.models.llava import Llava
 from peft_mllm.scenes import make_scene
 from peft_mllm.tasks import TASKS
@@ -124,9 +126,9 @@ def test_words_of_the_tasks_are_single_tokens(processor):
 
 def test_a_plain_processor_sees_the_same_pixels():
     """Wide pictures too: both pad to a square with the mean colour, and neither crops."""
-    family = Llava.load(BASE, dtype="float32", attn_implementation="sdpa")
+    family = Llava.load(BASE, loading=Loading("float32"))
     processor = AutoProcessor.from_pretrained(BASE)
     for size in ((392, 141), (141, 392), (48, 48)):
         image = Image.effect_noise(size, 80).convert("RGB")
         plain = processor(images=image, text="<image>", return_tensors="pt")["pixel_values"]
-        assert (plain - family.pixels([image])["pixel_values"]).abs().max() < 1e-6
+        assert (plain - tiny.pixels(family, [image])["pixel_values"]).abs().max() < 1e-6

@@ -15,6 +15,7 @@ from peft_mllm.assets import EMBEDDED
 from peft_mllm.data.encode import IGNORED
 from peft_mllm.errors import DataError, ModelError
 from peft_mllm.models import MODELS
+from peft_mllm.models.base import Loading
 from peft_mllm.models.llava import image_tokens, load_image_processor, pad_to_square
 from peft_mllm.record import ImageSource
 
@@ -31,7 +32,7 @@ def llava():
 
 @pytest.fixture(scope="module")
 def embedded():
-    return MODELS["llava"].load(EMBEDDED, dtype="float32", attn_implementation="sdpa")
+    return MODELS["llava"].load(EMBEDDED, loading=Loading("float32"))
 
 
 def text_of(family, sample):
@@ -241,7 +242,7 @@ def test_pixels_equal_transformers_own_llava_processor(size):
 
     family.image_processor = CLIPImageProcessorPil(**like)
     image = Drawn(size).load()
-    ours = family.pixels([image])["pixel_values"]
+    ours = tiny.pixels(family, [image])["pixel_values"]
     theirs = LlavaImageProcessorPil(**like, do_pad=True)(images=[image], return_tensors="pt")["pixel_values"]
     assert ours.shape == (1, 3, 56, 56)
     assert torch.equal(ours, theirs)
@@ -249,8 +250,8 @@ def test_pixels_equal_transformers_own_llava_processor(size):
 
 def test_pixels_come_in_order(llava):
     one, two = (tiny.Picture(i).load() for i in (1, 2))
-    both = llava.pixels([one, two])["pixel_values"]
-    assert torch.equal(both[1:], llava.pixels([two])["pixel_values"])
+    both = tiny.pixels(llava, [one, two])["pixel_values"]
+    assert torch.equal(both[1:], tiny.pixels(llava, [two])["pixel_values"])
     assert not torch.equal(both[0], both[1])
 
 
@@ -293,10 +294,10 @@ def test_the_embedded_base_reads_as_plain_transformers(embedded, record):
         inputs = processor(images=images, text=text, return_tensors="pt")
         assert tuple(inputs["input_ids"][0].tolist()) == ids
         if images:
-            assert inputs["pixel_values"].shape == embedded.pixels(images)["pixel_values"].shape
+            assert inputs["pixel_values"].shape == tiny.pixels(embedded, images)["pixel_values"].shape
     square = [tiny.Picture(3, (40, 40)).load()]
     theirs = processor(images=square, text="<image>", return_tensors="pt")["pixel_values"]
-    assert torch.equal(theirs, embedded.pixels(square)["pixel_values"])
+    assert torch.equal(theirs, tiny.pixels(embedded, square)["pixel_values"])
 
 
 def test_it_is_recognised(llava):
@@ -317,7 +318,7 @@ def test_a_tiny_member_is_the_same_each_time():
 
 def test_saved_and_loaded_it_is_the_same(llava, tmp_path):
     llava.save(tmp_path)
-    again = MODELS["llava"].load(tmp_path, dtype="float32", attn_implementation="sdpa")
+    again = MODELS["llava"].load(tmp_path, loading=Loading("float32"))
     of = tiny.samples(llava)
     assert tiny.samples(again) == of
     with torch.no_grad():
@@ -330,4 +331,4 @@ def test_a_slow_tokenizer_is_refused(llava, tmp_path, monkeypatch):
     llava.save(tmp_path)
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", property(lambda self: False))
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
-        MODELS["llava"].load(tmp_path, dtype="float32", attn_implementation="sdpa")
+        MODELS["llava"].load(tmp_path, loading=Loading("float32"))

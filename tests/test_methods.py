@@ -18,6 +18,7 @@ import tiny
 from peft_mllm.errors import MethodError, ModelError
 from peft_mllm.methods import METHODS
 from peft_mllm.models import MODELS
+from peft_mllm.models.base import Loading
 from peft_mllm.tuned import attach, load_adapter, trained_parts
 
 CASES = tiny.method_cases()
@@ -116,7 +117,8 @@ def test_opened_parts_train_and_no_others(family, case, connector, vision):
     list(tiny.train(tuned, tiny.batch_for(tuned, tiny.samples(tuned.family)), steps=1, lr=0.01))
     assert parts_of(tuned, moved(before, tuned.model)) == wanted
     assert moved(before, tuned.model) <= set(tuned.trainable())
-    total = sum(p.numel() for p in tuned.base.get_submodule(tuned.family.anatomy.connector).parameters())
+    connectors = [tuned.base.get_submodule(path) for path in tuned.family.anatomy.connector]
+    total = sum(p.numel() for module in connectors for p in module.parameters())
     opened = sum(p.numel() for n, p in tuned.trainable().items() if parts_of(tuned, [n]) == {"connector"})
     assert opened in ((0,) if not connector else (total // 2, total))  # peft keeps a frozen copy beside it
 
@@ -285,7 +287,7 @@ def in_file(name):
 def test_the_file_holds_what_trains_and_nothing_of_the_base(saved):
     root, trained, _ = saved
     base = {f"base_model.model.{name}" for name in tiny.family(FAMILIES[0]).model.state_dict()}
-    connector = tiny.family(FAMILIES[0]).anatomy.connector
+    (connector,) = tiny.family(FAMILIES[0]).anatomy.connector
     for name, parameters in trained.items():
         path = root / "saved" / name / "adapter_model.safetensors"
         if not path.exists():
@@ -310,7 +312,7 @@ def test_a_whole_model_is_saved_where_there_is_no_peft_method(saved):
     whole = [name for name in trained if (root / "saved" / name / "config.json").exists()]
     assert {name.split("-")[1] for name in whole} == {"none", "full"}
     for name in whole:
-        again = MODELS[FAMILIES[0]].load(root / "saved" / name, dtype="float32", attn_implementation="sdpa")
+        again = MODELS[FAMILIES[0]].load(root / "saved" / name, loading=Loading("float32"))
         parameters = dict(again.model.named_parameters())
         assert all(torch.equal(parameters[n], p) for n, p in trained[name].items())
         assert again.encode(tiny.mixed_records()[0]) == tiny.samples(tiny.family(FAMILIES[0]))[0]
@@ -321,7 +323,7 @@ def test_it_loads_in_this_process_too(saved):
     for name in trained:
         if not (root / "saved" / name / "adapter_config.json").exists():
             continue
-        family = MODELS[FAMILIES[0]].load(root / "base", dtype="float32", attn_implementation="sdpa")
+        family = MODELS[FAMILIES[0]].load(root / "base", loading=Loading("float32"))
         tuned = load_adapter(family, root / "saved" / name)
         batch = tiny.padded(family, tiny.samples(family)[:1])
         with torch.no_grad():

@@ -24,7 +24,7 @@ def parameters():
     anatomy = tiny.family().anatomy
     return {
         f"{prefix}.{name}": nn.Parameter(torch.randn(shape))
-        for prefix in (f"{anatomy.llm}.layers.0", anatomy.connector, f"base_model.model.{anatomy.vision}")
+        for prefix in (f"{anatomy.llm}.layers.0", anatomy.connector[0], f"base_model.model.{anatomy.vision[0]}")
         for name, shape in (("weight", (3, 2)), ("bias", (3,)))
     }
 

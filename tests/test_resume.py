@@ -410,9 +410,9 @@ def poisoned(tmp_path, monkeypatch):
     colour = (1, 2, 3)
     real = Llava.pixels
 
-    def pixels(self: Llava, images: Any) -> dict[str, torch.Tensor]:
-        made = real(self, images)
-        for i, each in enumerate(images):
+    def pixels(self: Llava, images: Any, input_ids: Any) -> dict[str, torch.Tensor]:
+        made = real(self, images, input_ids)
+        for i, each in enumerate(one for row in images for one in row):
             if each.getpixel((0, 0)) == colour:
                 made["pixel_values"][i] = float("nan")
         return made

@@ -36,7 +36,7 @@ def by_transformers(tuned, samples):
         ids[row, : len(s.ids)] = torch.tensor(s.ids)
         labels[row, : len(s.ids)] = torch.tensor(s.labels)
         mask[row, : len(s.ids)] = 1
-    pixels = tuned.family.pixels([image.load() for s in samples for image in s.images])
+    pixels = tiny.pixels(tuned.family, [image.load() for s in samples for image in s.images])
     return tuned.base(input_ids=ids, attention_mask=mask, labels=labels, **pixels).loss
 
 
@@ -209,7 +209,7 @@ def test_nothing_is_lost_and_every_answer_sees_its_own_sample(samples, share):
         assert all(tree.shared < len(s.ids) for s in tree.samples)
         assert len(tree.samples) == 1 or tree.shared >= tree.samples[0].image_end
         assert share or len(tree.samples) == 1
-    batch = collate(trees, pixels=lambda images: {"pixel_values": torch.zeros(len(images))}, pad_id=0)
+    batch = collate(trees, pixels=lambda images, ids: {"pixel_values": torch.zeros(sum(map(len, images)))}, pad_id=0)
     assert batch.tokens == sum(tree.length for tree in trees)
     assert batch.pixels.get("pixel_values", torch.zeros(0)).shape[0] == sum(len(t.images) for t in trees)
     assert len(batch.sample_ids) == len(planted)
@@ -226,7 +226,7 @@ def test_nothing_is_lost_and_every_answer_sees_its_own_sample(samples, share):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(sample_lists(), st.booleans())
 def test_padded_rows_hold_the_same(samples, left):
-    batch = collate_padded(samples, pixels=lambda images: {}, pad_id=0, left=left)
+    batch = collate_padded(samples, pixels=lambda images, ids: {}, pad_id=0, left=left)
     targets = iter(batch.targets.tolist())
     for row, sample in enumerate(samples):
         there = batch.attention_mask[row].bool()

@@ -175,9 +175,9 @@ def test_the_process_that_saw_it_names_the_sample(tmp_path):
     def prepare(rank: int) -> None:
         real = Llava.pixels
 
-        def pixels(self: Llava, images: Any) -> dict[str, torch.Tensor]:
-            made = real(self, images)
-            for i, each in enumerate(images):
+        def pixels(self: Llava, images: Any, input_ids: Any) -> dict[str, torch.Tensor]:
+            made = real(self, images, input_ids)
+            for i, each in enumerate(one for row in images for one in row):
                 if each.getpixel((0, 0)) == (1, 2, 3):
                     made["pixel_values"][i] = float("nan")
             return made

@@ -150,6 +150,11 @@ def batch_for(tuned: Tuned, of: list[Sample]) -> Batch:
     return shared(tuned.family, of) if tuned.trees else padded(tuned.family, of)
 
 
+def pixels(fam: Family, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+    """The forward's arguments for some images, one a row."""
+    return fam.pixels([[image] for image in images], torch.zeros(len(images), 1, dtype=torch.long))
+
+
 def prompts(fam: Family, records: list[Record]) -> Batch:
     """Left-padded prompts without their answers."""
     return padded(fam, [fam.encode(each, answer=False) for each in records], left=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from peft_mllm.errors import MethodError
@@ -36,9 +36,10 @@ class Anatomy:
         mlp: role -> path inside a layer, of the MLP's linears.
         norms: "attention" and "mlp" -> path inside a layer of the normalisation before it.
         final_norm: path of the normalisation after the last layer.
-        connector: the module between vision tower and language model.
-        vision: the vision tower.
+        connector: the modules between vision tower and language model.
+        vision: the modules of the vision tower, the connector not among them.
         lm_head: the linear from hidden states to logits.
+        released_connector: what the study's released code tunes as the connector, where that is something else.
     """
 
     llm: str
@@ -48,9 +49,10 @@ class Anatomy:
     mlp: Mapping[str, str]
     norms: Mapping[str, str]
     final_norm: str
-    connector: str
-    vision: str
+    connector: tuple[str, ...]
+    vision: tuple[str, ...]
     lm_head: str
+    released_connector: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = (set(self.attention) - set(ATTENTION_ROLES)) | (set(self.mlp) - set(MLP_ROLES))
@@ -83,10 +85,15 @@ class Anatomy:
 
     def part_of(self, parameter: str) -> Part:
         """The part a parameter belongs to; a wrapper's prefix such as `base_model.model.` is allowed."""
-        for part in ("connector", "vision"):
-            if re.search(rf"(^|\.){re.escape(getattr(self, part))}\.", parameter):
-                return part
-        return "llm"
+        if _within(self.connector, parameter):
+            return "connector"
+        return "vision" if _within(self.vision, parameter) else "llm"
+
+    def released(self) -> Anatomy:
+        """The same model with the connector of the study's released code; ours then counts to the vision part."""
+        if not self.released_connector:
+            return self
+        return replace(self, connector=self.released_connector, vision=(*self.vision, *self.connector))
 
     def check(self, model: nn.Module) -> None:
         """Raise `MethodError` when a name of this anatomy is not in the model."""
@@ -95,8 +102,9 @@ class Anatomy:
         named = [
             self.llm,
             self.layers,
-            self.connector,
-            self.vision,
+            *self.connector,
+            *self.vision,
+            *self.released_connector,
             self.lm_head,
             self.final_norm,
             *first_layer,
@@ -104,3 +112,7 @@ class Anatomy:
         missing = [name for name in named if name not in modules]
         if missing:
             raise MethodError(f"This model has no module {', '.join(missing)}: its family's anatomy is wrong.")
+
+
+def _within(modules: Iterable[str], parameter: str) -> bool:
+    return any(re.search(rf"(^|\.){re.escape(module)}\.", parameter) for module in modules)

@@ -151,7 +151,7 @@ def _options(tuned: Tuned, generation: GenerationSpec, max_new_tokens: int) -> d
         "do_sample": generation.do_sample,
         "num_beams": generation.num_beams,
         "max_new_tokens": generation.max_new_tokens or max_new_tokens,
-        "eos_token_id": tuned.family.tokenizer.eos_token_id,
+        "eos_token_id": list(tuned.family.stops) or None,
         "pad_token_id": pad_token(tuned),
         **sampling,
     }

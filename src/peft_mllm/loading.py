@@ -10,7 +10,7 @@ import torch
 from peft_mllm.assets import EMBEDDED
 from peft_mllm.errors import ModelError
 from peft_mllm.models import MODELS
-from peft_mllm.models.base import Family
+from peft_mllm.models.base import Family, Loading
 from peft_mllm.spec import ModelSpec
 
 _TINY = re.compile(r"tiny:(?P<family>[\w-]+)(@(?P<pixels>\d+))?")
@@ -46,8 +46,9 @@ def _load(spec: ModelSpec, dtype: str) -> Family:
         return MODELS[tiny["family"]].tiny(image_size=int(tiny["pixels"] or 56))
     source = source_of(spec.path)
     family = MODELS[spec.family] if spec.family else _recognise(source)
+    loading = Loading(dtype, attn_implementation=spec.attn_implementation, vision_tower=spec.vision_tower)
     try:
-        return family.load(source, dtype=dtype, attn_implementation=spec.attn_implementation)
+        return family.load(source, loading=loading)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"The model {spec.path} cannot be loaded: {error}") from error
 
@@ -75,8 +76,7 @@ def _recognise(source: str) -> type[Family]:
         if MODELS[name].recognises(config):
             return MODELS[name]
     raise ModelError(
-        f"{source} is a '{config.get('model_type')}' model, of no family known here ({', '.join(MODELS)}). "
-        "An original LLaVA checkpoint must be converted to the Hugging Face format first (llava-hf has it)."
+        f"{source} is a '{config.get('model_type')}' model, of no family known here ({', '.join(MODELS)})."
     )
 
 

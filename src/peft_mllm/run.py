@@ -16,6 +16,7 @@ import torch
 
 from peft_mllm.anatomy import PARTS, Part
 from peft_mllm.assets import EMBEDDED
+from peft_mllm.data.encode import Sample
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply, account_of, measure_with
 from peft_mllm.errors import DataError
@@ -96,6 +97,8 @@ class Runner:
         dtype = dtype_for(spec.model.dtype, world.device)
         self.bf16 = spec.train.bf16 or dtype == "bfloat16"
         self.family: Family = load_family(spec.model, dtype=dtype)
+        if spec.connector == "released":
+            self.family.anatomy = self.family.anatomy.released()
         self.family.anatomy.check(self.family.model)
         self.parameters = sum(parameter.numel() for parameter in self.family.model.parameters())
         self.fingerprint = weights_fingerprint(self.family.model)
@@ -115,9 +118,12 @@ class Runner:
         if not tasks[name].has(split):
             return None
         data = self.spec.data
-        measure = measure_with(self.family.encode, data.max_length)
+        measure = measure_with(self._encode, data.max_length)
         limit = data.max_train_samples if split == "train" else data.max_eval_samples
         return open_split(tasks[name], name, split, measure=measure, limit=limit, screen=self.screen)
+
+    def _encode(self, record: Record) -> Sample:
+        return self.family.encode(record, labels=self.spec.data.labels)
 
     def result(self) -> Result:
         """Attach, train, save, evaluate, and say it all."""
@@ -155,7 +161,7 @@ class Runner:
         return attach(
             self.family,
             self.method,
-            connector=self.spec.connector == "tuned",
+            connector=self.spec.connector != "frozen",
             vision=self.spec.vision == "tuned",
             bf16=self.bf16,
             gradient_checkpointing=self.spec.train.gradient_checkpointing,
@@ -164,7 +170,7 @@ class Runner:
     def _wanted(self) -> set[Part]:
         """The parts that the spec asks to train; `none` asks nothing of the language model."""
         switches = {"connector": self.spec.connector, "vision": self.spec.vision}
-        opened: set[Part] = {part for part in PARTS if switches.get(part) == "tuned"}
+        opened: set[Part] = {part for part in PARTS if switches.get(part, "frozen") != "frozen"}
         return opened | ({"llm"} if self.method.tunes_llm else set())
 
     def _train(self, tuned: Tuned, rates: dict[Part, float]) -> Result:
@@ -231,7 +237,7 @@ class Runner:
     def _supply(self, tuned: Tuned, records: Sequence[Record]) -> Supply:
         return Supply(
             records=records,
-            encode=self.family.encode,
+            encode=self._encode,
             pixels=self.family.pixels,
             pad_id=pad_token(tuned),
             trees=tuned.trees,

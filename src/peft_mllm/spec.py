@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Tuning = Literal["frozen", "tuned"]
+ConnectorTuning = Literal["frozen", "tuned", "released"]
 Strategy = Literal["no", "steps", "epoch"]
 
 
@@ -30,6 +31,10 @@ class ModelSpec(Frozen):
     """Of the weights; `auto` is bfloat16 on a GPU and float32 elsewhere."""
     attn_implementation: str = "sdpa"
     """transformers' name of the attention backend."""
+    vision_tower: str | None = None
+    """Directory or hub id of the vision tower, for a checkpoint without its own; None is what its config names."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Hold the language model's linears in 8 or 4 bits (bitsandbytes); connector and tower stay as they are."""
 
 
 class NamedSpec(Frozen):
@@ -63,6 +68,8 @@ class DataSpec(Frozen):
     """Score only the first of each evaluated split; None is all."""
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Hold out this share of the training split for validation, where the task has no validation split."""
+    labels: Literal["answer", "upstream"] = "answer"
+    """What is learned: the answers, or all that the model's authors supervised (Qwen-VL: turn markers too)."""
     share_prefix: bool = True
     """Samples with one image are branches of one tree: the image is computed once, gradients stay equal."""
     group_by_image: bool = False
@@ -165,7 +172,8 @@ class Spec(Frozen):
 
     model: ModelSpec = Field(default_factory=ModelSpec)
     method: NamedSpec
-    connector: Tuning = "frozen"
+    connector: ConnectorTuning = "frozen"
+    """`released` opens what the study's released code calls the connector: for Qwen-VL embeddings and head."""
     vision: Tuning = "frozen"
     task: NamedSpec
     evaluate: tuple[NamedSpec, ...] = ()

@@ -42,9 +42,9 @@ class Tuned:
         family: the loaded base.
         model: the PeftModel, or the base itself where the method has no PEFT configuration.
         base: the transformers model inside, with the method's layers in it.
-        trees: whether samples may share a prefix. Some attention backends take no mask of ours, and peft's
-            own prompt methods widen a two-dimensional mask in PeftModel's forward: there every sample is a
-            padded row.
+        trees: whether samples may share a prefix. Some families and attention backends take no mask of ours,
+            and peft's own prompt methods widen a two-dimensional mask in PeftModel's forward: there every sample
+            is a padded row.
         bf16: compute in bfloat16 by autocast.
     """
 
@@ -111,7 +111,7 @@ class Tuned:
         mask = batch.attention_mask
         if mask.ndim == 4 and backend_of(self.decoder) == "eager":
             mask = additive(mask, torch.bfloat16 if self.bf16 else self.base.dtype)
-        return {"input_ids": batch.input_ids, "attention_mask": mask, **batch.pixels}
+        return {"input_ids": batch.input_ids, "attention_mask": mask, **batch.pixels, **batch.extras}
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -147,7 +147,7 @@ def attach(
     base, anatomy = family.model, family.anatomy
     base.requires_grad_(False)
     parts = ((anatomy.connector, connector), (anatomy.vision, vision))
-    opened = [module for module, tuned_too in parts if tuned_too]
+    opened = [module for modules, tuned_too in parts if tuned_too for module in modules]
     try:
         config = method.peft_config(anatomy, base.get_submodule(anatomy.llm).config)
     except ValueError as error:
@@ -224,7 +224,7 @@ def _connected(family: Family, model: PeftModel | PreTrainedModel, *, bf16: bool
     else:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
     backend = backend_of(base.get_submodule(family.anatomy.llm))
-    trees = backend in TREE_BACKENDS and not _acts_in_peft_model(model)
+    trees = family.trees and backend in TREE_BACKENDS and not _acts_in_peft_model(model)
     return Tuned(family=family, model=model, base=base, trees=trees, bf16=bf16)
 
 

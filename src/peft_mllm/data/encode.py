@@ -6,8 +6,8 @@ is tokenised in one go, and what is supervised is found by character offsets, ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from peft_mllm.record import ImageSource
@@ -44,6 +44,8 @@ class Sample:
         labels: as long as ids: the id where a token is learned, else -100. Not shifted.
         images: in the order of their placeholders.
         image_end: index after the last image placeholder; 0 without images.
+        positions: P rows as long as ids, for a model whose positions have several axes; None counts from 0.
+        extras: further arguments of the model's forward, one number a token, by name.
     """
 
     id: str
@@ -51,6 +53,8 @@ class Sample:
     labels: tuple[int, ...]
     images: tuple[ImageSource, ...] = ()
     image_end: int = 0
+    positions: tuple[tuple[int, ...], ...] | None = None
+    extras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def answer_tokens(self) -> int:

@@ -22,8 +22,8 @@ from peft_mllm.attention import PADDING, PREFIX, tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.record import ImageSource
 
-Pixels = Callable[[Sequence[Image]], dict[str, Tensor]]
-"""A family's `pixels`: images to keyword arguments of the model's forward."""
+Pixels = Callable[[Sequence[Sequence[Image]], Tensor], dict[str, Tensor]]
+"""A family's `pixels`: each row's images, and the rows' ids, to keyword arguments of the model's forward."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class Batch:
     Attributes:
         input_ids: (R, T).
         attention_mask: (R, 1, T, T) bool, or (R, T) of ones and zeros for a padded batch.
-        position_ids: (R, T), or None to let the model count.
+        position_ids: (R, T), or (P, R, T) for several axes, or None to let the model count.
         rows, columns: (A,) where the prediction of each answer token is read: the hidden state before it.
         targets: (A,) the answer tokens.
         owners: (A,) index into `sample_ids` of each answer token.
         pixels: keyword arguments of the model's forward for the images; empty without images.
+        extras: (R, T) each: further arguments of the forward, one number a token.
         sample_ids: the samples, for messages.
         tokens: tokens computed, padding left out.
     """
@@ -68,6 +69,7 @@ class Batch:
     targets: Tensor
     owners: Tensor
     pixels: dict[str, Tensor]
+    extras: dict[str, Tensor]
     sample_ids: tuple[str, ...]
     tokens: int
 
@@ -81,8 +83,9 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        pixels = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
-        return replace(self, **moved, pixels=pixels)
+        for group in ("pixels", "extras"):
+            moved[group] = {name: value.to(device, non_blocking=True) for name, value in getattr(self, group).items()}
+        return replace(self, **moved)
 
 
 def plant(samples: Sequence[Sample], *, share: bool) -> list[Tree]:
@@ -130,20 +133,26 @@ def collate(trees: Sequence[Tree], *, pixels: Pixels, pad_id: int) -> Batch:
     length = max(tree.length for tree in trees)
     input_ids = torch.full((len(trees), length), pad_id)
     segments = torch.full((len(trees), length), PADDING)
-    position_ids = torch.zeros(len(trees), length, dtype=torch.long)
+    axes = max(len(sample.positions or (0,)) for tree in trees for sample in tree.samples)
+    position_ids = torch.zeros(axes, len(trees), length, dtype=torch.long)
+    extras = _blank([sample for tree in trees for sample in tree.samples], (len(trees), length))
     answers: list[tuple[int, int, int, int]] = []  # row, column, target, owner
     sample_ids: list[str] = []
     for row, tree in enumerate(trees):
         shared = tree.shared
         input_ids[row, :shared] = torch.tensor(tree.samples[0].ids[:shared])
         segments[row, :shared] = PREFIX
-        position_ids[row, :shared] = torch.arange(shared)
+        position_ids[:, row, :shared] = _positions(tree.samples[0])[:, :shared]
+        for name, values in tree.samples[0].extras.items():
+            extras[name][row, :shared] = torch.tensor(values[:shared])
         start = shared
         for branch, sample in enumerate(tree.samples):
             end = start + len(sample.ids) - shared
             input_ids[row, start:end] = torch.tensor(sample.ids[shared:])
             segments[row, start:end] = branch
-            position_ids[row, start:end] = torch.arange(shared, len(sample.ids))
+            position_ids[:, row, start:end] = _positions(sample)[:, shared:]
+            for name, values in sample.extras.items():
+                extras[name][row, start:end] = torch.tensor(values[shared:])
             for i, label in enumerate(sample.labels):
                 if label != IGNORED:
                     # a branch's first token is predicted by the prefix's last
@@ -155,12 +164,13 @@ def collate(trees: Sequence[Tree], *, pixels: Pixels, pad_id: int) -> Batch:
     return Batch(
         input_ids=input_ids,
         attention_mask=tree_mask(segments),
-        position_ids=position_ids,
+        position_ids=position_ids if axes > 1 else position_ids[0],
         rows=rows,
         columns=columns,
         targets=targets,
         owners=owners,
-        pixels=_images([image for tree in trees for image in tree.images], pixels),
+        pixels=_images([tree.images for tree in trees], pixels, input_ids),
+        extras=extras,
         sample_ids=tuple(sample_ids),
         tokens=sum(tree.length for tree in trees),
     )
@@ -174,11 +184,14 @@ def collate_padded(samples: Sequence[Sample], *, pixels: Pixels, pad_id: int, le
     length = max(len(sample.ids) for sample in samples)
     input_ids = torch.full((len(samples), length), pad_id)
     attention_mask = torch.zeros(len(samples), length, dtype=torch.long)
+    extras = _blank(samples, (len(samples), length))
     answers: list[tuple[int, int, int, int]] = []
     for row, sample in enumerate(samples):
         offset = length - len(sample.ids) if left else 0
         input_ids[row, offset : offset + len(sample.ids)] = torch.tensor(sample.ids)
         attention_mask[row, offset : offset + len(sample.ids)] = 1
+        for name, values in sample.extras.items():
+            extras[name][row, offset : offset + len(values)] = torch.tensor(values)
         answers += [(row, offset + i - 1, label, row) for i, label in enumerate(sample.labels) if label != IGNORED]
     rows, columns, targets, owners = torch.tensor(answers, dtype=torch.long).reshape(-1, 4).unbind(1)
     return Batch(
@@ -189,12 +202,23 @@ def collate_padded(samples: Sequence[Sample], *, pixels: Pixels, pad_id: int, le
         columns=columns,
         targets=targets,
         owners=owners,
-        pixels=_images([image for sample in samples for image in sample.images], pixels),
+        pixels=_images([sample.images for sample in samples], pixels, input_ids),
+        extras=extras,
         sample_ids=tuple(sample.id for sample in samples),
         tokens=int(attention_mask.sum()),
     )
 
 
-def _images(sources: Sequence[ImageSource], pixels: Pixels) -> dict[str, Tensor]:
-    """All images of a batch in the order of their placeholders; none is no argument at all."""
-    return pixels([source.load() for source in sources]) if sources else {}
+def _positions(sample: Sample) -> Tensor:
+    """(P, n) the sample's positions; one axis that counts from 0 where it has none of its own."""
+    return torch.arange(len(sample.ids))[None] if sample.positions is None else torch.tensor(sample.positions)
+
+
+def _blank(samples: Sequence[Sample], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Zeros for each extra argument that any sample has."""
+    return {name: torch.zeros(shape, dtype=torch.long) for sample in samples for name in sample.extras}
+
+
+def _images(rows: Sequence[Sequence[ImageSource]], pixels: Pixels, input_ids: Tensor) -> dict[str, Tensor]:
+    """The images of a batch's rows in the order of their placeholders; none is no argument at all."""
+    return pixels([[source.load() for source in row] for row in rows], input_ids) if any(rows) else {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peft_mllm.anatomy import Anatomy
 from peft_mllm.record import Record
@@ -18,6 +19,27 @@ if TYPE_CHECKING:
     from peft_mllm.data.encode import Sample
 
 
+Labels = Literal["answer", "upstream"]
+"""What is learned: the answers, or what the model's own authors supervised."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded.
+
+    Attributes:
+        dtype: torch's name of the weights' type, or `auto`.
+        attn_implementation: transformers' name of the attention backend.
+        vision_tower: directory or hub id of the tower, for a checkpoint that comes without its own.
+        quantization: a transformers quantization config; None keeps the weights as they are.
+    """
+
+    dtype: str = "auto"
+    attn_implementation: str = "sdpa"
+    vision_tower: str | None = None
+    quantization: Any = None
+
+
 class Family(ABC):
     """A loaded model of one architecture, with what it needs to read text and images.
 
@@ -27,11 +49,13 @@ class Family(ABC):
         anatomy: names of the parts, for the methods.
         model: the transformers model.
         tokenizer: its tokenizer.
+        trees: whether samples of one image may be tried as one tree; a model whose mask is not causal says no.
     """
 
-    anatomy: ClassVar[Anatomy]
+    anatomy: Anatomy
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    trees: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -40,8 +64,8 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, source: str | Path, *, dtype: str, attn_implementation: str) -> Family:
-        """Load a local directory or hub id; `dtype` is a torch name, or `auto`.
+    def load(cls, source: str | Path, *, loading: Loading) -> Family:
+        """Load a local directory or hub id.
 
         Raises:
             ModelError: the source cannot be used; says why and what to do.
@@ -53,17 +77,29 @@ class Family(ABC):
         """A random member with few parameters, made offline in milliseconds; for tests and dry runs."""
 
     @abstractmethod
-    def encode(self, record: Record, *, answer: bool = True) -> Sample:
+    def encode(self, record: Record, *, answer: bool = True, labels: Labels = "answer") -> Sample:
         """A record as token ids, labels and images.
 
         Args:
             record: its last turn is the assistant's.
             answer: False leaves the last answer out and ends where the model is to begin it.
+            labels: what is learned; `upstream` differs only where the model's authors supervised more.
         """
 
     @abstractmethod
-    def pixels(self, images: Sequence[Image]) -> dict[str, Tensor]:
-        """Images (RGB, N of them) as the keyword arguments of the model's forward, N >= 1."""
+    def pixels(self, images: Sequence[Sequence[Image]], input_ids: Tensor) -> dict[str, Tensor]:
+        """Images as the keyword arguments of the model's forward.
+
+        Args:
+            images: RGB, those of each row of a batch; there is at least one in all.
+            input_ids: (R, T) the rows' tokens, for models whose image arguments depend on them.
+        """
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Token ids that end an answer."""
+        end = self.tokenizer.eos_token_id
+        return () if end is None else (end,)
 
     @abstractmethod
     def save(self, directory: Path) -> None:

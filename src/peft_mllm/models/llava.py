@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peft_mllm.anatomy import Anatomy
 from peft_mllm.data.encode import ImagePlace, Sample, Text, encode_pieces
 from peft_mllm.errors import DataError, ModelError
-from peft_mllm.models.base import Family
+from peft_mllm.models.base import Family, Labels, Loading
 from peft_mllm.record import IMAGE_MARK, Record
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Llava(Family):
         mlp={"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
         norms={"attention": "input_layernorm", "mlp": "post_attention_layernorm"},
         final_norm="model.language_model.norm",
-        connector="model.multi_modal_projector",
-        vision="model.vision_tower",
+        connector=("model.multi_modal_projector",),
+        vision=("model.vision_tower",),
         lm_head="lm_head",
     )
 
@@ -60,12 +60,16 @@ class Llava(Family):
         return config.get("model_type") == "llava" and "vision_config" in config
 
     @classmethod
-    def load(cls, source: str | Path, *, dtype: str, attn_implementation: str) -> Llava:
+    def load(cls, source: str | Path, *, loading: Loading) -> Llava:
         """Load an HF-format directory or hub id such as llava-hf/llava-1.5-7b-hf."""
         from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
         model = LlavaForConditionalGeneration.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True
+            source,
+            dtype=loading.dtype,
+            attn_implementation=loading.attn_implementation,
+            quantization_config=loading.quantization,
+            use_safetensors=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
         if not tokenizer.is_fast:
@@ -105,8 +109,11 @@ class Llava(Family):
         processor.crop_size = type(processor.crop_size)(height=image_size, width=image_size)
         return cls(model.eval(), tokenizer, processor)
 
-    def encode(self, record: Record, *, answer: bool = True) -> Sample:
-        """Vicuna v1: system text, `USER: ...`, `ASSISTANT: ...</s>`; answers and their `</s>` are learned."""
+    def encode(self, record: Record, *, answer: bool = True, labels: Labels = "answer") -> Sample:
+        """Vicuna v1: system text, `USER: ...`, `ASSISTANT: ...</s>`; answers and their `</s>` are learned.
+
+        That is also what LLaVA's authors supervised.
+        """
         place = record.source or record.id
         if any(IMAGE_MARK in turn.text for turn in record.turns if turn.role != "user"):
             raise DataError(f"{place}: {IMAGE_MARK} stands in a turn that is not the user's. Only a user shows images.")
@@ -146,10 +153,10 @@ class Llava(Family):
             if stretch:
                 yield Text(stretch)
 
-    def pixels(self, images: Sequence[Image]) -> dict[str, Tensor]:
+    def pixels(self, images: Sequence[Sequence[Image]], input_ids: Tensor) -> dict[str, Tensor]:
         """`pixel_values` (N, 3, H, W), each image padded to a square, resized and normalised."""
         background = tuple(int(mean * 255) for mean in self.image_processor.image_mean)
-        squares = [pad_to_square(image, background) for image in images]
+        squares = [pad_to_square(image, background) for row in images for image in row]
         pixel_values = self.image_processor(images=squares, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values}
 
