@@ -305,7 +305,7 @@ def test_it_is_recognised(llava):
 
     config, _ = PretrainedConfig.get_config_dict(EMBEDDED)
     assert MODELS["llava"].recognises(config)
-    assert not MODELS["llava"].recognises({"model_type": "llava", "mm_vision_tower": "openai/clip"})
+    assert MODELS["llava"].recognises({"model_type": "llava", "mm_vision_tower": "openai/clip"})
     assert not MODELS["llava"].recognises({"model_type": "llama"})
 
 

@@ -101,7 +101,9 @@ def connect_prefix(model: PeftModel, anatomy: Anatomy) -> PreTrainedModel:
     decoder = base.get_submodule(anatomy.llm)
     prefix = LearnedPrefix(model)
     for layer in base.get_submodule(anatomy.layers):
-        layer.get_submodule(anatomy.self_attention).learned_prefix = prefix
+        attention: Any = dict(layer.named_modules()).get(anatomy.self_attention)
+        if attention is not None:  # a layer that only looks across to the images has none
+            attention.learned_prefix = prefix
     _open_port(decoder)
     decoder.register_forward_pre_hook(_before_decoder(prefix), with_kwargs=True)
     return base
@@ -115,7 +117,9 @@ def uses_prefix_port(model: nn.Module) -> bool:
 def _before_decoder(prefix: LearnedPrefix) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """A hook that refreshes the table and, as peft does, counts the text's positions from n on."""
 
-    def hook(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def hook(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if not decoder.config._attn_implementation.startswith(PORT):  # switched off: the base counts for itself
+            return args, kwargs
         embeds = kwargs.get("inputs_embeds")
         tokens = embeds if embeds is not None else kwargs["input_ids"]
         prefix.refresh(tokens.device)

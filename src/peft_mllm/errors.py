@@ -56,3 +56,7 @@ class Interrupted(UserError):  # noqa: N818 - it is an outcome, not an error: th
     """SIGTERM or Ctrl-C: the state is saved, and the same command goes on."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class DegradedModel(UserWarning):
+    """A model runs, but is not what its checkpoint was trained to be: it will answer worse than it could."""

@@ -75,6 +75,32 @@ def atomic_write_pieces(
                 temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_directory(path: Path, *, what: str = "the directory", needed: int | None = None) -> Iterator[Path]:
+    """A directory to fill, which takes the name `path` when the block ends; when it raises, nothing is left of it.
+
+    Parents are made; an empty directory that is there is replaced.
+
+    Raises:
+        DiskError: it could not be written; `needed` is the number of bytes, where that is known.
+    """
+    temporary, made = temporary_name(path), [parent for parent in path.parents if not parent.exists()]
+    with disk_errors(path, what, needed=needed):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for each in [*temporary.rglob("*"), temporary]:
+                sync_directory(each) if each.is_dir() else sync_file(each)
+            temporary.replace(path)
+            sync_directory(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for parent in made:  # the innermost first
+                with suppress(OSError):
+                    parent.rmdir()
+            raise
+
+
 def write_json(path: Path, value: Any, *, what: str = "the file") -> None:
     """Write `value` for people and programs: indented, keys in the order given."""
     atomic_write(path, _indented(value), what=what)

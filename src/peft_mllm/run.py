@@ -24,7 +24,8 @@ from peft_mllm.evaluation import evaluate, pad_token
 from peft_mllm.exactness import SelfCheck, self_check, telling
 from peft_mllm.files import write_lines
 from peft_mllm.interrupt import stop_requests
-from peft_mllm.loading import dtype_for, load_family
+from peft_mllm.loading import architecture, dtype_for, load_family
+from peft_mllm.matrix.known import Combination, consult
 from peft_mllm.methods import METHODS, Method
 from peft_mllm.models import Family
 from peft_mllm.optimizer import check_names, learning_rates, make_optimizer, make_schedule
@@ -93,6 +94,7 @@ class Runner:
         self.spec, self.run_dir, self.world, self.screen, self.stop = spec, run_dir, world, screen, stop
         check_names(spec.train)
         self.method: Method[Any] = build(METHODS, spec.method)
+        self.doubts = self._consult()
         tasks = {spec.task.name: build(TASKS, spec.task)} | {each.name: build(TASKS, each) for each in spec.evaluate}
         dtype = dtype_for(spec.model.dtype, world.device)
         self.bf16 = spec.train.bf16 or dtype == "bfloat16"
@@ -113,6 +115,22 @@ class Runner:
             if not asked.records:
                 raise DataError(f"{asked.name}: its test split is empty, there is nothing to score.")
         self.family.model.to(world.device)
+
+    def _consult(self) -> list[str]:
+        """Refuse what the capability matrix knows to fail; notes on what it knew of other versions."""
+        family, model_type = architecture(self.spec.model)
+        combination = Combination(
+            method=self.spec.method.name,
+            options=self.method.options.model_dump(),
+            family=family,
+            model_type=model_type,
+            connector=self.spec.connector != "frozen",
+            checkpointing=self.spec.train.gradient_checkpointing,
+        )
+        doubts = consult(combination)
+        for doubt in doubts:
+            self.screen.note(doubt)
+        return doubts
 
     def _open(self, tasks: dict[str, Task], name: str, split: Split) -> Opened | None:
         if not tasks[name].has(split):
@@ -153,7 +171,7 @@ class Runner:
             "environment": environment(self.world.device),
             "processes": self.world.size,
             "seed": self.spec.seed,
-            "notes": notes_on(self.spec.model.path),
+            "notes": [*notes_on(self.spec.model.path), *self.doubts],
         }
 
     def _attach(self) -> Tuned:

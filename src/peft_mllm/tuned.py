@@ -28,6 +28,8 @@ from peft_mllm.data.trees import Batch
 from peft_mllm.errors import MethodError, ModelError
 from peft_mllm.methods.base import Method
 from peft_mllm.models.base import Family
+from peft_mllm.quantization import check_attached, check_trains, size_of
+from peft_mllm.switch import switched_off
 
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 FROZEN_COPY = ".original_module."
@@ -78,7 +80,7 @@ class Tuned:
             hidden = self.base.base_model(
                 **self._inputs(batch), position_ids=batch.position_ids, use_cache=False
             ).last_hidden_state
-            return self.base.get_output_embeddings()(hidden[batch.rows, batch.columns])
+            return self.family.logits(hidden[batch.rows, batch.columns])
 
     def answer_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy (A,) of each answer token, in float32."""
@@ -116,6 +118,18 @@ class Tuned:
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    @contextmanager
+    def untuned(self) -> Iterator[Tuned]:
+        """The base as it was before tuning, until the context ends; nobody else may ask the model meanwhile.
+
+        Adapter layers, parts opened as a whole (connector, vision) and a learned prefix are all switched off.
+
+        Raises:
+            MethodError: there is no adapter, or the base's own weights were changed with it.
+        """
+        with switched_off(self.model, self.decoder):
+            yield dataclasses.replace(self, model=self.base)
+
     def save(self, directory: Path) -> None:
         """Write a PEFT directory; or, where there is no PEFT method, model, tokenizer and processor."""
         if isinstance(self.model, PeftModel):
@@ -148,13 +162,18 @@ def attach(
     base.requires_grad_(False)
     parts = ((anatomy.connector, connector), (anatomy.vision, vision))
     opened = [module for modules, tuned_too in parts if tuned_too for module in modules]
+    closed = [module for modules, tuned_too in parts if not tuned_too for module in modules]
     try:
         config = method.peft_config(anatomy, base.get_submodule(anatomy.llm).config)
     except ValueError as error:
         raise MethodError(str(error)) from error
     if config is None:
-        for module in (*method.trains(anatomy), *opened):
+        check_trains(base, method.trains(anatomy))
+        for module in method.trains(anatomy):
             base.get_submodule(module).requires_grad_(True)
+        for modules, tuned_too in ((closed, False), (opened, True)):  # a family's decoder stack may hold them
+            for module in modules:
+                base.get_submodule(module).requires_grad_(tuned_too)
         tuned = _connected(family, base, bf16=bf16)
     else:
         if opened:
@@ -163,8 +182,9 @@ def attach(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # peft's use of a name that transformers is changing
                 model = get_peft_model(base, config)
-        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise MethodError(f"peft cannot attach {config.peft_type.value}: {error}") from error
+        check_attached(model)
         method.initialise(model, anatomy)
         tuned = _connected(family, model, bf16=bf16)
     for parameter in tuned.trainable().values():
@@ -175,8 +195,8 @@ def attach(
     return tuned
 
 
-def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False) -> Tuned:
-    """Put a saved PEFT directory on a base, for evaluation.
+def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False, trainable: bool = False) -> Tuned:
+    """Put a saved PEFT directory on a base: for evaluation, or so that all it holds trains on.
 
     Raises:
         ModelError: the directory is no PEFT directory, or does not fit this base.
@@ -200,7 +220,22 @@ def load_adapter(family: Family, directory: str | Path, *, bf16: bool = False) -
     )
     if lost:
         raise ModelError(f"{directory} does not fit this base: {lost[0]}")
+    if trainable:
+        _train_on(model)
     return _connected(family, model, bf16=bf16)
+
+
+def _train_on(model: PeftModel) -> None:
+    """Let a loaded adapter train, and nothing else; peft's own switch refuses learned prompts."""
+    config = model.active_peft_config
+    config.inference_mode = False
+    model.requires_grad_(False)
+    model.set_adapter(model.active_adapter)  # the method's layers, and the modules that it keeps whole
+    if config.is_prompt_learning:
+        model.prompt_encoder.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def _unused_keys(model: PeftModel, directory: str | Path) -> list[str]:
@@ -279,7 +314,7 @@ def trained_parts(tuned: Tuned, learning_rates: dict[Part, float], wanted: set[P
         if FROZEN_COPY in name:
             continue
         part = tuned.family.anatomy.part_of(name)
-        totals[part] += parameter.numel()
+        totals[part] += size_of(parameter)
         counted[part] += parameter.numel() if parameter.requires_grad else 0
     for part in PARTS:
         if part in wanted and counted[part] == 0:

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft_mllm.anatomy import Anatomy
+from peft_mllm.errors import ModelError
 from peft_mllm.record import Record
 
 if TYPE_CHECKING:
@@ -28,16 +29,21 @@ class Loading:
     """How a model is loaded.
 
     Attributes:
-        dtype: torch's name of the weights' type, or `auto`.
+        dtype: torch's name of the weights' type, or `auto`; `stored` leaves each tensor of an `original` checkpoint
+            in its own, to be written and not run.
         attn_implementation: transformers' name of the attention backend.
         vision_tower: directory or hub id of the tower, for a checkpoint that comes without its own.
         quantization: a transformers quantization config; None keeps the weights as they are.
+        anatomy: fields of the anatomy that a user declares, for a family that would find them.
+        weights: False makes the model on the meta device, from its config alone: to look at, not to run.
     """
 
     dtype: str = "auto"
     attn_implementation: str = "sdpa"
     vision_tower: str | None = None
     quantization: Any = None
+    anatomy: Mapping[str, Any] | None = None
+    weights: bool = True
 
 
 class Family(ABC):
@@ -50,17 +56,24 @@ class Family(ABC):
         model: the transformers model.
         tokenizer: its tokenizer.
         trees: whether samples of one image may be tried as one tree; a model whose mask is not causal says no.
+        notes: what a user should know of how this model was put together.
     """
 
     anatomy: Anatomy
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    trees: ClassVar[bool] = True
+    trees: bool = True
+    notes: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:
         """Whether a `config.json` is of this family."""
+
+    @classmethod
+    def original(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a `config.json` of this family is in its authors' own layout, which transformers does not load."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -75,6 +88,20 @@ class Family(ABC):
     @abstractmethod
     def tiny(cls, *, image_size: int = 56, seed: int = 0) -> Family:
         """A random member with few parameters, made offline in milliseconds; for tests and dry runs."""
+
+    @classmethod
+    def tiny_member(cls, member: str, *, image_size: int = 56, seed: int = 0) -> Family:
+        """A random member of one architecture, for a family of several.
+
+        Raises:
+            ModelError: the family has no such member.
+        """
+        raise ModelError(f"{cls.__name__} is one architecture: there is no member '{member}' of it.")
+
+    @classmethod
+    def tiny_members(cls) -> tuple[str, ...]:
+        """The names of all that `tiny_member` makes; none for a family of one architecture."""
+        return ()
 
     @abstractmethod
     def encode(self, record: Record, *, answer: bool = True, labels: Labels = "answer") -> Sample:
@@ -94,6 +121,11 @@ class Family(ABC):
             images: RGB, those of each row of a batch; there is at least one in all.
             input_ids: (R, T) the rows' tokens, for models whose image arguments depend on them.
         """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (A, V) of the decoder's hidden states (A, D): the head alone, unless a model does more."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits
 
     @property
     def stops(self) -> tuple[int, ...]:

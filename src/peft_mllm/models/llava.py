@@ -1,7 +1,7 @@
-"""LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) in Hugging Face's format: CLIP tower, MLP connector, Llama decoder.
+"""LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) and ShareGPT4V: CLIP tower, MLP connector, Llama decoder.
 
-The conversation is vicuna v1 with the original's label rule: only an answer and its `</s>` are learned. Images are
-padded to a square with the tower's mean colour, as LLaVA-1.5 was trained.
+In Hugging Face's format or the original one. The conversation is vicuna v1 with the original's label rule: only an
+answer and its `</s>` are learned. Images are padded to a square with the tower's mean colour, as LLaVA-1.5 was trained.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from peft_mllm.anatomy import Anatomy
 from peft_mllm.data.encode import ImagePlace, Sample, Text, encode_pieces
 from peft_mllm.errors import DataError, ModelError
+from peft_mllm.files import read_json, write_json
 from peft_mllm.models.base import Family, Labels, Loading
+from peft_mllm.models.original_llava import is_original, load_original
 from peft_mllm.record import IMAGE_MARK, Record
 
 if TYPE_CHECKING:
@@ -56,21 +58,39 @@ class Llava(Family):
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:
-        """HF's own layout; the original repository's has the same model_type but flat keys."""
-        return config.get("model_type") == "llava" and "vision_config" in config
+        """HF's own layout, or the original repository's, which has the same model_type but flat keys."""
+        return (config.get("model_type") == "llava" and "vision_config" in config) or is_original(config)
+
+    @classmethod
+    def original(cls, config: Mapping[str, Any]) -> bool:
+        """The layout of the LLaVA and ShareGPT4V repositories."""
+        return is_original(config)
 
     @classmethod
     def load(cls, source: str | Path, *, loading: Loading) -> Llava:
-        """Load an HF-format directory or hub id such as llava-hf/llava-1.5-7b-hf."""
-        from transformers import AutoTokenizer, LlavaForConditionalGeneration
+        """Load a directory or hub id such as llava-hf/llava-1.5-7b-hf or liuhaotian/llava-v1.5-7b."""
+        import torch
+        from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
-        model = LlavaForConditionalGeneration.from_pretrained(
-            source,
-            dtype=loading.dtype,
-            attn_implementation=loading.attn_implementation,
-            quantization_config=loading.quantization,
-            use_safetensors=True,
-        )
+        config, _ = PretrainedConfig.get_config_dict(source)
+        if is_original(config):
+            *parts, notes = load_original(source, loading=loading)
+            family = cls(*parts)
+            family.notes = notes
+            return family
+        if loading.vision_tower:
+            raise ModelError(f"{source} has its vision tower inside: leave `vision_tower` out.")
+        if loading.weights:
+            model = LlavaForConditionalGeneration.from_pretrained(
+                source,
+                dtype=loading.dtype,
+                attn_implementation=loading.attn_implementation,
+                quantization_config=loading.quantization,
+                use_safetensors=True,
+            )
+        else:
+            with torch.device("meta"):
+                model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(source)).eval()
         tokenizer = AutoTokenizer.from_pretrained(source)
         if not tokenizer.is_fast:
             raise ModelError(f"{source}: its tokenizer gives no character offsets; add a tokenizer.json.")
@@ -154,17 +174,45 @@ class Llava(Family):
                 yield Text(stretch)
 
     def pixels(self, images: Sequence[Sequence[Image]], input_ids: Tensor) -> dict[str, Tensor]:
-        """`pixel_values` (N, 3, H, W), each image padded to a square, resized and normalised."""
+        """`pixel_values` (N, 3, H, W): each image padded to a square, resized and normalised.
+
+        Not padded where the image processor says so in so many words; CLIP's says nothing of it.
+        """
         background = tuple(int(mean * 255) for mean in self.image_processor.image_mean)
-        squares = [pad_to_square(image, background) for row in images for image in row]
-        pixel_values = self.image_processor(images=squares, return_tensors="pt")["pixel_values"]
+        given = [image for row in images for image in row]
+        if getattr(self.image_processor, "do_pad", None) is not False:
+            given = [pad_to_square(image, background) for image in given]
+        pixel_values = self.image_processor(images=given, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values}
 
     def save(self, directory: Path) -> None:
-        """An HF directory with model, tokenizer and image processor."""
+        """An HF directory with model, tokenizer, processor and chat template, which plain transformers loads."""
+        from transformers import LlavaProcessor
+
+        from peft_mllm.assets import EMBEDDED
+
         self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
-        self.image_processor.save_pretrained(directory)
+        _write_dtype(directory / "config.json", str(self.model.lm_head.weight.dtype).removeprefix("torch."))
+        LlavaProcessor(
+            image_processor=self.image_processor,
+            tokenizer=self.tokenizer,
+            patch_size=self.model.config.vision_config.patch_size,
+            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
+            image_token=IMAGE_MARK,
+            num_additional_image_tokens=1,  # CLIP's class token, which `default` then takes off again
+            chat_template=(EMBEDDED / "chat_template.jinja").read_text(encoding="utf-8"),
+        ).save_pretrained(directory)
+
+
+def _write_dtype(config: Path, dtype: str) -> None:
+    """Say the language model's type, in which all is to be run; transformers says that of the tower, which is first.
+
+    The two differ where the tensors of an original checkpoint are written as they were stored.
+    """
+    said = read_json(config)
+    for part in (said, said["text_config"], said["vision_config"]):
+        part["dtype"] = dtype
+    write_json(config, said)
 
 
 def load_image_processor(source: str | Path) -> Any:

@@ -1,0 +1,116 @@
+"""Verbs of runs. Nothing here imports torch until a verb needs it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from peft_mllm.cli.say import Json, console, example, say_json, show_options, show_scores
+from peft_mllm.methods import METHODS
+
+verbs = typer.Typer()
+
+
+@verbs.command(
+    epilog=example(
+        "peft-mllm train spec.yaml",
+        "peft-mllm train spec.yaml method=ia3 train.learning_rate=1e-2 output_dir=runs/ia3",
+        "accelerate launch --multi_gpu --num_processes 2 -m peft_mllm train spec.yaml",
+    )
+)
+def train(
+    spec: Annotated[Path, typer.Argument(help="YAML file that says what to run; docs/tour.md explains it.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate one spec; the same command again resumes it."""
+    from peft_mllm.run import run
+    from peft_mllm.specfile import load_spec
+
+    read = load_spec(spec, overrides or ())
+    result = run(read)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes, and not the one that speaks
+    if as_json:
+        say_json(result)
+    else:
+        show_scores(result["scores"], result["notes"])
+        left = "Result, predictions and adapter" if result["adapter"] else "Result and predictions"
+        console.print(f"\n{left}: {read.output_dir}", markup=False)
+
+
+@verbs.command(
+    epilog=example(
+        "peft-mllm evaluate runs/lora",
+        "peft-mllm evaluate embedded --task scenes_count --task scenes_row",
+        "peft-mllm evaluate my-adapter --base llava-hf/llava-1.5-7b-hf --task '{name: iconqa_txt, root: data/iconqa}'",
+    )
+)
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run directory, a model, or a PEFT directory.")],
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task's name, or YAML with its options; may be repeated.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base of a PEFT directory.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for predictions and scores.json.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first questions of each task.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run, a base, or a PEFT directory on a base."""
+    from peft_mllm.run import notes_on
+    from peft_mllm.saved import evaluate_saved, find_target
+    from peft_mllm.specfile import parse_value
+
+    tasks = [parse_value(each, "--task") for each in task or ()]
+    scores = evaluate_saved(target, tasks, base=base, output_dir=output, limit=limit)
+    if as_json:
+        say_json(scores)
+    else:
+        show_scores(scores, notes_on(find_target(target, base).base))
+
+
+@verbs.command("list", epilog=example("peft-mllm list", "peft-mllm list methods adapter", "peft-mllm list tasks"))
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="methods, models, tasks or metrics; all if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Also show this one's options.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what there is: one line each, and the options of one."""
+    from peft_mllm.listing import SHELVES, describe, shelf_of
+
+    kinds = [kind] if kind else list(SHELVES)
+    names = {each: [name] if name else list(shelf_of(each)) for each in kinds}
+    if as_json:
+        shown = {each: {key: describe(shelf_of(each), key) for key in keys} for each, keys in names.items()}
+        say_json(shown[kind] if kind else shown)
+        return
+    for each, keys in names.items():
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=None if kind else f"\n{each}")
+        for key in keys:
+            table.add_row(f"[bold]{key}[/]", shelf_of(each).summary(key))
+        console.print(table)
+    if kind and name:
+        show_options(describe(shelf_of(kind), name)["options"])
+    else:
+        console.print("\nOptions of one: peft-mllm list methods NAME, peft-mllm list tasks NAME", markup=False)
+
+
+@verbs.command(epilog=example("peft-mllm demo", "peft-mllm demo --methods lora,layernorm --output runs/demo"))
+def demo(
+    methods: Annotated[
+        str | None, typer.Option(help=f"The four of the study if left out; or some of {','.join(METHODS)}.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="A generated task that the base has not seen.")] = None,
+    output: Annotated[Path, typer.Option(help="Directory for the runs and the page.")] = Path("runs/demo"),
+) -> None:
+    """Compare methods on the embedded base in minutes: a table, and one HTML page."""
+    from peft_mllm.demo import run_demo
+
+    page = run_demo(output, methods=methods.split(",") if methods else None, task=task)
+    console.print(f"\nThe page: {page}", markup=False, soft_wrap=True)
