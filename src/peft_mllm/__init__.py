@@ -4,7 +4,8 @@
     result = peft_mllm.train("spec.yaml", "method=ia3", "output_dir=runs/ia3")
     scores = peft_mllm.evaluate("runs/ia3", ["scenes_count"])
 
-Importing it also teaches peft our bottleneck adapter: `PeftModel.from_pretrained` then loads what we saved.
+Importing it also teaches peft our bottleneck adapter: `PeftModel.from_pretrained` then loads what we saved. And it
+teaches transformers Qwen-VL: its Auto classes then load the published directory, without running code from it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import wrapt
 if TYPE_CHECKING:
     from peft_mllm.spec import Spec
 
-__all__ = ["evaluate", "train"]
+__all__ = ["evaluate", "export", "train"]
 
 
 def train(spec: str | Path | Mapping[str, Any] | Spec, *overrides: str, quiet: bool = False) -> dict[str, Any]:
@@ -74,7 +75,53 @@ def evaluate(
     return evaluate_saved(str(target), tasks, base=base, output_dir=output_dir, limit=limit, quiet=quiet)
 
 
+def export(
+    target: str | Path,
+    *,
+    base: str | None = None,
+    output_dir: str | Path | None = None,
+    merge: bool = False,
+    as_lora: int | None = None,
+    check: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Write a finished run, or a PEFT directory, for use elsewhere: with a model card, and proven in a fresh process.
+
+    Args:
+        target: a run directory, or a PEFT directory.
+        base: the base of a PEFT directory; what its adapter_config.json names when left out.
+        output_dir: where it goes; below the run's own `export/` when left out.
+        merge: write the base with the method merged in, as a directory of transformers.
+        as_lora: write the nearest LoRA of this rank instead, and measure what is lost.
+        check: with as_lora, also ask this many test questions of each of the run's tasks, before and after.
+        quiet: show no progress.
+
+    Returns:
+        the directory, lines of Python that load it (run in the directory itself), and the content of seal.json.
+
+    Raises:
+        peft_mllm.errors.UserError: it is unfinished or damaged, has no effect, cannot be converted, or does not
+            give the same logits in a fresh process. Nothing is written then.
+    """
+    from peft_mllm.exporting import export_saved
+
+    return export_saved(
+        str(target), base=base, output_dir=output_dir, merged=merge, as_lora=as_lora, check=check, quiet=quiet
+    )
+
+
 @wrapt.when_imported("peft")
 def _teach_peft(peft: ModuleType) -> None:
     """Register our tuner as soon as somebody imports peft; importing it here would take seconds."""
     import peft_mllm.methods.bottleneck  # noqa: F401
+
+
+@wrapt.when_imported("transformers.models.auto.processing_auto")
+@wrapt.when_imported("transformers.models.auto.image_processing_auto")
+@wrapt.when_imported("transformers.models.auto.tokenization_auto")
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _teach_transformers(auto: ModuleType) -> None:
+    """Register Qwen-VL in each of transformers' tables as soon as it is loaded, and not before."""
+    from peft_mllm.models.qwen_vl.auto import register
+
+    register(auto)
