@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from peft_mllm.metrics import METRICS
+from peft_mllm.errors import DataError, UserError
+from peft_mllm.metrics import METRICS, metric_named, no_metric
 from peft_mllm.metrics.scienceqa import read_letter
 from peft_mllm.record import Record, Turn
 from peft_mllm.tasks import TASKS
@@ -22,17 +23,34 @@ def science(index, **meta):
 
 
 @pytest.mark.parametrize("name", list(METRICS))
-def test_every_metric_names_its_rule_in_one_line(name):
-    rule = METRICS[name].rule
-    assert rule
-    assert "\n" not in rule
+def test_every_metric_names_the_rule_of_each_variant_in_one_line(name):
+    metric = METRICS[name]
+    assert metric.source
+    assert metric().variant == next(iter(metric.variants))
+    for variant, said in metric.variants.items():
+        assert metric(variant).rule == said.rule
+        assert said.rule.startswith(f"{name}/{variant}: ")
+        assert "\n" not in said.rule
+        assert said.formula
+    assert all(said.changes for said in list(metric.variants.values())[1:]), "a variant says what it changes"
+
+
+def test_a_string_names_metric_and_variant():
+    assert metric_named("vqa").variant == "official"
+    assert metric_named("vqa:vizwiz").variant == "vizwiz"
+    with pytest.raises(UserError, match=r"no metric 'vqq'. Did you mean 'vqa'\?"):
+        metric_named("vqq")
+    with pytest.raises(UserError, match=r"'vqa' has no variant 'vizwizz'. Did you mean 'vizwiz'\?"):
+        metric_named("vqa:vizwizz")
+    assert no_metric("vqa:") is not None
 
 
 @pytest.mark.parametrize(
     ("prediction", "letter"),
     [
         ("B", "B"),
-        (" B\n", "B"),
+        (" B", None),
+        ("B. ", "B"),
         ("B. cow", "B"),
         ("The answer is B.", "B"),
         ("The answer is B because", "B"),
@@ -80,17 +98,18 @@ def test_scienceqa_subsets():
     }
 
 
-def test_iconqa_is_strict_but_for_case_and_space():
+def test_iconqa_strict_and_normalised():
     records = [record("8,488"), record("half"), record("7"), record("o'clock")]
-    scores = METRICS["iconqa"]().score([" 8,488", "Half", "seven", "o'clock"], records)
+    predictions = [" 8,488", "Half", "seven", "o'clock"]
+    assert metric_named("iconqa").score(predictions, records).headline == 25
+    scores = metric_named("iconqa:normalised").score(predictions, records)
     assert scores.headline == 75
-    assert scores.values["accuracy/verbatim"] == 25
     assert scores.unparsed == 0
 
 
 def test_iconqa_choice_that_is_none_of_them_is_unparsed():
     records = [record("6:00 P.M.", choices=("6:00 A.M.", "6:00 P.M."))] * 3
-    scores = METRICS["iconqa"]().score(["6:00 p.m.", "6:00 A.M.", "B"], records)
+    scores = metric_named("iconqa:normalised").score(["6:00 p.m.", "6:00 A.M.", "B"], records)
     assert scores.per_question == [1, 0, 0]
     assert scores.parsed == ["6:00 P.M.", "6:00 A.M.", None]
     assert scores.unparsed == 1
@@ -121,6 +140,46 @@ def test_partial_predictions_are_refused(name):
 def test_the_right_answers_score_full_marks(name, root):
     task = TASKS[name](TASKS[name].Options(root=SAMPLES / root))
     records = task.records("test")
-    scores = METRICS[task.metric]().score([record.answer for record in records], records)
+    scores = metric_named(task.metric).score([record.answer for record in records], records)
     assert set(scores.values.values()) == {100.0}
     assert scores.unparsed == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(METRICS) - {"amber", "mmhal", "pope"}))
+def test_nothing_to_score_is_an_error(name):
+    with pytest.raises(DataError, match="no records"):
+        METRICS[name]().score([], [])
+
+
+def test_scienceqa_official_guesses_the_same_every_time():
+    records = [record("B", choices=("x", "y"), answer_index=1) for _ in range(1)]
+    many = [Record(str(n), records[0].turns, meta=records[0].meta) for n in range(400)]
+    scores = metric_named("scienceqa:official").score(["no idea"] * 400, many)
+    assert scores.unparsed == 400
+    assert 40 < scores.headline < 60
+    assert scores.per_question == metric_named("scienceqa:official").score(["no idea"] * 400, many).per_question
+    assert metric_named("scienceqa:official").score(["B"], records).unparsed == 1, "a letter alone is not read"
+    assert metric_named("scienceqa:official").score(["The answer is B."], records).headline == 100
+
+
+def test_scienceqa_stored_is_an_index():
+    metric = metric_named("scienceqa:stored")
+    assert metric.score(["1", "-1"], [science(1), science(1)]).headline == 50
+    with pytest.raises(DataError, match="no index"):
+        metric.score(["B"], [science(1)])
+
+
+def test_gqa_official_and_llava():
+    records = [record("yes", types={"structural": "verify"}), record("dog", types={"structural": "query"})]
+    assert metric_named("gqa").score(["Yes.", "dog"], records).values == {
+        "accuracy": 50, "accuracy/binary": 0, "accuracy/open": 100, "accuracy/query": 100, "accuracy/verify": 0,
+    }  # fmt: skip
+    assert metric_named("gqa:llava").score(["Yes.", "Dog"], records).headline == 100
+
+
+def test_ocrvqa_exact_and_substring():
+    records = [record("Jo Nesbo"), record("No")]
+    said = [" jo nesbo\n", "The answer is no, it is a novel."]
+    assert metric_named("ocrvqa").score(said, records).per_question == [1, 0]
+    assert metric_named("ocrvqa:substring").score(said, records).per_question == [1, 1]
+    assert metric_named("ocrvqa:substring").score(["note"], [record("no")]).headline == 0

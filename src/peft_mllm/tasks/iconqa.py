@@ -94,7 +94,7 @@ class IconQATxt(Task):
     """IconQA's `choose_txt`: choose one of the given texts."""
 
     Options = IconQAOptions
-    metric = "iconqa"
+    metric = "iconqa:normalised"
     max_new_tokens = 32  # a choice can be a short sentence, and a cut one equals none of the choices
 
     def __init__(self, options: TaskOptions):
@@ -112,7 +112,7 @@ class IconQABlank(Task):
     """IconQA's `fill_in_blank`: answer with a short string."""
 
     Options = IconQAOptions
-    metric = "iconqa"
+    metric = "iconqa:normalised"
 
     def __init__(self, options: TaskOptions):
         assert isinstance(options, IconQAOptions)
