@@ -19,17 +19,18 @@ from peft_mllm.assets import EMBEDDED
 from peft_mllm.data.encode import Sample
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply, account_of, measure_with
-from peft_mllm.errors import DataError
+from peft_mllm.errors import DataError, MethodError
 from peft_mllm.evaluation import evaluate, pad_token
 from peft_mllm.exactness import SelfCheck, self_check, telling
 from peft_mllm.files import write_lines
 from peft_mllm.interrupt import stop_requests
 from peft_mllm.loading import architecture, dtype_for, load_family
-from peft_mllm.matrix.known import Combination, consult
+from peft_mllm.matrix.known import KEEPS, Combination, consult
 from peft_mllm.methods import METHODS, Method
 from peft_mllm.models import Family
 from peft_mllm.optimizer import check_names, learning_rates, make_optimizer, make_schedule
 from peft_mllm.provenance import data_fingerprint, environment, peak_memory, weights_fingerprint
+from peft_mllm.quantization import size_of
 from peft_mllm.record import Record
 from peft_mllm.rundir import ADAPTER, PREDICTIONS, RunDir
 from peft_mllm.screen import Screen
@@ -102,7 +103,7 @@ class Runner:
         if spec.connector == "released":
             self.family.anatomy = self.family.anatomy.released()
         self.family.anatomy.check(self.family.model)
-        self.parameters = sum(parameter.numel() for parameter in self.family.model.parameters())
+        self.parameters = sum(map(size_of, self.family.model.parameters()))
         self.fingerprint = weights_fingerprint(self.family.model)
         # all data is checked before the model goes to a device: what is wrong is said while it is cheap
         self.train_split = self._open(tasks, spec.task.name, "train") if self._wanted() else None
@@ -245,12 +246,27 @@ class Runner:
         records, held_out = train.records, self.validation_split.records if self.validation_split else ()
         if self.spec.data.validation_fraction:
             records, held_out = split_off(records, self.spec.data.validation_fraction, self.spec.seed)
+        self._refuse_losing(tuned, records)
         account = account_of(train.name, records, train.report, data_fingerprint(records))
         return (
             self._supply(tuned, records),
             self._supply(tuned, held_out) if held_out else None,
             account | {"validation": len(held_out)},
         )
+
+    def _refuse_losing(self, tuned: Tuned, records: Sequence[Record]) -> None:
+        """Refuse a method that acts in front of a model which is told more of its tokens than their ids.
+
+        The matrix knows the architectures that it has tried; this holds for all.
+        """
+        sample = self._encode(next((record for record in records if record.images), records[0]))
+        told = ["positions on several axes"] if sample.positions is not None else []
+        told += sorted(sample.extras)
+        if told and not tuned.takes_padding:
+            raise MethodError(
+                f"{self.spec.title} puts virtual tokens in front of the model, and this model would lose "
+                f"{', '.join(told)} of its image tokens by that, silently. {KEEPS}"
+            )
 
     def _supply(self, tuned: Tuned, records: Sequence[Record]) -> Supply:
         return Supply(

@@ -35,6 +35,8 @@ class ModelSpec(Frozen):
     """Directory or hub id of the vision tower, for a checkpoint without its own; None is what its config names."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Hold the language model's linears in 8 or 4 bits (bitsandbytes); connector and tower stay as they are."""
+    anatomy: Mapping[str, Any] | None = None
+    """Parts of a model that the family `generic` would find wrong or not at all: `{connector: [model.projector]}`."""
 
 
 class NamedSpec(Frozen):
