@@ -183,7 +183,7 @@ def test_locations_are_disjoint_and_make_up_both(family, name):
             assert parts_of(tuned, trained[location]) == {"llm"}
             layers = tuned.base.get_submodule(tuned.family.anatomy.layers)
             for i in range(len(layers)):
-                assert any(f"layers.{i}." in n for n in trained[location])
+                assert any(f"{tuned.family.anatomy.layers}.{i}." in n for n in trained[location])
         assert all(trained.values())
         assert trained["attention"].isdisjoint(trained["mlp"])
         assert trained["attention"] | trained["mlp"] == trained["both"]

@@ -26,7 +26,7 @@ PEFT_TYPES: dict[str, dict[str, Any]] = {
     "OFT": {"oft_block_size": 8},
     "LOHA": {"r": 4},
     "BOFT": {"boft_block_size": 8},
-    "LN_TUNING": {"target_modules": r"model\.language_model\..*layernorm"},
+    "LN_TUNING": {"target_modules": r"(model\.language_model|transformer\.h)\..*(layernorm|ln_[12])"},
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
 }
 """For a method with an option `type`: types of peft, with fields that make them tiny."""

@@ -6,6 +6,7 @@ refuses everything else.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import zipfile
@@ -75,9 +76,9 @@ def _read(file: Path, *, mapped: bool) -> dict[str, Tensor]:
     mapped = mapped and zipfile.is_zipfile(file)
     try:
         read = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
     except Exception as error:  # torch raises many kinds, pickle's own among them, for what is no file of tensors
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk's fault, but for a file too short
+            raise
         raise ModelError(_refusal(file, error)) from error
     return _only_tensors(read, file)
 

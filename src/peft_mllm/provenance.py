@@ -7,11 +7,11 @@ import json
 import platform
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peft_mllm.record import Record
 
@@ -21,6 +21,7 @@ PACKAGES = (
     "transformers",
     "peft",
     "accelerate",
+    "bitsandbytes",
     "safetensors",
     "tokenizers",
     "pillow",
@@ -68,8 +69,13 @@ def weights_fingerprint(model: nn.Module) -> str:
 
     Enough to tell two checkpoints apart, and fast for billions of parameters.
     """
+    return tensors_fingerprint(model.state_dict())
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Likewise of tensors by name."""
     total = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         flat = tensor.detach().flatten()
         seen = flat[:: max(1, flat.numel() // 1024)].float().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
