@@ -29,6 +29,11 @@ class ImageSource(ABC):
     def load(self) -> Image:
         """Return the image as a person sees it: RGB, upright, fully decoded."""
 
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """Width and height of what `load` returns; a source that knows them without decoding says so."""
+        return self.load().size
+
 
 @dataclass(frozen=True)
 class Turn:

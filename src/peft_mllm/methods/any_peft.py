@@ -6,6 +6,7 @@ method: {name: peft, type: VERA, config: {r: 64}, learning_rate: 1e-3}
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,15 @@ from peft_mllm.shelf import did_you_mean
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PretrainedConfig
+
+NOT_ON_LINEARS = {
+    # it trains a copy of what it targets: linears would be full fine-tuning by another name
+    "LN_TUNING": "it works on all norms, and the method layernorm has a location",
+    # it trains rows of what it targets, and a token is a row of the embedding alone
+    "TRAINABLE_TOKENS": "it works on the embedding",
+    "SHADOW": "it works on whole layers",
+}
+"""Types that target something else than linears, and what that is."""
 
 
 class AnyPeftOptions(MethodOptions):
@@ -59,12 +69,16 @@ class AnyPeft(Method[AnyPeftOptions]):
         except (TypeError, ValueError) as error:
             raise MethodError(f"peft {self.options.type}: {error}") from error
 
-    def _targets(self, anatomy: Anatomy) -> str:
-        if self.options.type.upper() == "LN_TUNING":
-            # it trains a copy of what it targets: linears would be full fine-tuning by another name
-            if self.options.location is not None:
-                raise MethodError("peft LN_TUNING: location has no effect; the method layernorm has one.")
+    def _targets(self, anatomy: Anatomy) -> str | None:
+        kind = self.options.type.upper()
+        if kind in NOT_ON_LINEARS and self.options.location is not None:
+            raise MethodError(f"peft {kind}: location has no effect; {NOT_ON_LINEARS[kind]}.")
+        if kind == "LN_TUNING":
             return anatomy.norm_pattern("both")
+        if kind == "TRAINABLE_TOKENS":
+            return None  # peft then finds the embedding
+        if kind == "SHADOW":
+            return rf"{re.escape(anatomy.layers)}\.\d+"
         location: Location = self.options.location or "both"
         return targets(anatomy, tuple(anatomy.roles(location)), wanted=f"{self.options.type} at {location}")
 
