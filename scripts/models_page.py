@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,9 +92,8 @@ def table() -> str:
         "| Model | Method (default options) | Connector | Trained parameters | Memory |",
         "|---|---|---|---:|---:|",
     ]
-    return "\n".join(
-        head + [row(name, method, connector) for name in MODELS_SHOWN for method in SHOWN for connector in (False, True)]
-    )
+    rows = [row(*each) for each in product(MODELS_SHOWN, SHOWN, (False, True))]
+    return "\n".join(head + rows)
 
 
 def main() -> int:

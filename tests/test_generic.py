@@ -231,8 +231,7 @@ def test_a_batch_with_and_without_images():
     try:
         batch = tiny.padded(fam, of)
     except DataError as error:
-        assert "do not go together" in str(error)  # older processors refuse it
-        return
+        pytest.skip(str(error))  # an older processor
     assert batch.pixels["cross_attention_mask"].shape[:3] == (*batch.input_ids.shape, 2)
     assert batch.pixels["cross_attention_mask"].flatten(1).any(1).tolist() == [True, False, True]
     with torch.no_grad():

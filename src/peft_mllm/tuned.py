@@ -186,7 +186,7 @@ def attach(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # peft's use of a name that transformers is changing
                 model = get_peft_model(base, config)
-        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
             raise MethodError(f"peft cannot attach {config.peft_type.value}: {error}") from error
         check_attached(model)
         method.initialise(model, anatomy)
