@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -76,6 +77,7 @@ class LearnedPrefix:
         self._encoder = model.prompt_encoder[model.active_adapter]
         self._shape = (self.length, 2 * config.num_layers, config.num_attention_heads)
         self._table: Tensor | None = None
+        self.hook: RemovableHandle | None = None
 
     def refresh(self, device: torch.device) -> None:
         """Compute the table (2 L, heads, n, head width) from the encoder's present weights."""
@@ -105,8 +107,19 @@ def connect_prefix(model: PeftModel, anatomy: Anatomy) -> PreTrainedModel:
         if attention is not None:  # a layer that only looks across to the images has none
             attention.learned_prefix = prefix
     _open_port(decoder)
-    decoder.register_forward_pre_hook(_before_decoder(prefix), with_kwargs=True)
+    prefix.hook = decoder.register_forward_pre_hook(_before_decoder(prefix), with_kwargs=True)
     return base
+
+
+def disconnect_prefix(base: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Undo `connect_prefix`: no learned keys, no hook, and the backend that was there."""
+    decoder = base.get_submodule(anatomy.llm)
+    for module in base.get_submodule(anatomy.layers).modules():
+        prefix: LearnedPrefix | None = module.__dict__.pop("learned_prefix", None)
+        if prefix is not None and prefix.hook is not None:
+            prefix.hook.remove()
+            prefix.hook = None
+    decoder.set_attn_implementation(backend_of(decoder))
 
 
 def uses_prefix_port(model: nn.Module) -> bool:
