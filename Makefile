@@ -33,7 +33,7 @@ demo: setup ## fine-tune and compare methods on a tiny model, on any CPU, in min
 	@$(BIN)/peft-mllm demo
 
 test: setup ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 examples: setup ## run the examples, in a folder of their own
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/run_all.sh

@@ -22,6 +22,7 @@ METHODS = {
     "adapter": {"name": "adapter", "bottleneck": 8},
     "prefix": {"name": "prefix", "virtual_tokens": 4},
 }
+SLOW = [name for name in METHODS if name != "lora"]
 
 
 @pytest.fixture(scope="module", params=["sharegpt4v", "qwen_vl"])
@@ -40,7 +41,9 @@ def converted(request, tmp_path_factory):
     return root / "converted"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in list(METHODS)[1:])]
+)
 def test_from_the_authors_files_to_a_talk(converted, method, tmp_path, monkeypatch):
     spec = write_spec(
         tmp_path / "spec.yaml",

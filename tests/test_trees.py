@@ -15,11 +15,10 @@ from peft_mllm.attention import tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.data.trees import collate, collate_padded, plant
 from peft_mllm.exactness import self_check
-from peft_mllm.models import MODELS
 
 CASES = [*tiny.method_cases(), ("lora", {"dora": True}), ("prefix", {"projection": True})]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: tiny.label(case) + str(len(case[1])))
-every_family = pytest.mark.parametrize("family", list(MODELS))
+every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 
 
 def with_heads(tuned):

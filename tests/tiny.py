@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -30,6 +31,10 @@ PEFT_TYPES: dict[str, dict[str, Any]] = {
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
 }
 """For a method with an option `type`: types of peft, with fields that make them tiny."""
+
+
+FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name == "generic" else name for name in MODELS]
+"""Every family of the shelf; the members of the generic one have tests of their own (test_generic.py)."""
 
 
 def method_cases() -> list[tuple[str, dict[str, Any]]]:
