@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from own_data import chat, image, jsonl, llava
 from peft_mllm.data import check as checking
+from peft_mllm.data import looking
 from peft_mllm.data.check import Length, Report, check
 from peft_mllm.data.formats import RecordFile
 from peft_mllm.data.problems import KINDS, BadDataError, problem
@@ -112,7 +113,9 @@ def test_duplicates(folder: Path) -> None:
         llava("<image>c", image="images/2.png"),
     ]
     report = report_of(jsonl(folder / "a.jsonl", records))
-    assert codes(report) == [(2, "duplicate-id"), (3, "duplicate-record"), (5, "duplicate-id")]
+    assert codes(report) == [
+        (2, "duplicate-id"), (3, "duplicate-image"), (3, "duplicate-record"), (5, "duplicate-id"),
+    ]  # fmt: skip
     assert "in line 1;" in report.findings[0].reason
     assert report.bad == (1, 4)
     as_list = folder / "a.json"
@@ -123,8 +126,8 @@ def test_duplicates(folder: Path) -> None:
 
 def test_an_image_is_looked_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    inspect = checking.inspect
-    monkeypatch.setattr(checking, "inspect", lambda path, name: looked.append(name) or inspect(path, name=name))
+    inspect = looking.inspect
+    monkeypatch.setattr(looking, "inspect", lambda path, name: looked.append(name) or inspect(path, name=name))
     monkeypatch.setattr(checking, "BATCH", 4)
     (folder / "images" / "2.png").rename(folder / "turned.jpg")  # a PNG by its content: a warning
     (folder / "bad.png").write_bytes(b"x")

@@ -18,8 +18,9 @@ from peft_mllm.listing import SHELVES
 from runs import assert_same, command, lines, read, tiny, write_spec
 
 VERBS = [
-    ["train"], ["evaluate"], ["list"], ["demo"], ["convert"], ["import-adapter"], ["export"], ["chat"], ["matrix"], ["score"],
-    ["data", "check"],
+    ["train"], ["evaluate"], ["list"], ["demo"], ["convert"], ["import-adapter"], ["export"], ["chat"], ["matrix"],
+    ["inspect"], ["score"], ["compare"], ["annotate"], ["data", "check"], ["data", "prepare"],
+    ["data", "preview"], ["data", "convert"],
 ]  # fmt: skip
 
 

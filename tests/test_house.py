@@ -22,14 +22,15 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 FLOORS = [
     {"errors"},
     {"assets", "bins", "files", "interrupt", "record", "seeds", "shelf", "spec", "weights", "world"},
-    {"anatomy", "provenance", "rundir", "scenes", "screen", "trackers"},
+    {"anatomy", "answers", "provenance", "rundir", "scenes", "screen", "trackers"},
     {"attention", "data", "optimizer", "quantization"},
     {"methods", "metrics", "models", "tasks"},
-    {"card", "loading", "specfile", "splits", "switch", "tuned"},
-    {"convert", "evaluation", "exactness", "listing", "matrix", "released", "scoring", "training"},
-    {"run"},
+    {"card", "loading", "preparing", "prompts", "specfile", "splits", "switch", "tuned"},
+    {"choices", "convert", "evaluation", "exactness", "identity", "inspection", "listing", "matrix", "mount"}
+    | {"preview", "released", "retention", "scoring", "training", "vision_once"},
+    {"run", "scored"},
     {"saved", "study"},
-    {"chat", "demo", "exporting"},
+    {"annotate", "chat", "demo", "exporting", "versus"},
     {"cli", ""},
     {"__main__"},
 ]
@@ -41,11 +42,11 @@ HELPERS = {
     "methods": {"bottleneck"},
     "metrics": {"judge", "pairs", "pope_files", "reading", "splits", "text"},
     "models": {"llava_tokenizer", "llava_tower", "original_llava"},
-    "tasks": set(),
+    "tasks": {"reading", "vqa_files"},
 }
 
 # Importing these must be quick, so they leave the heavy libraries to those who need them.
-QUICK = ["", "cli", "files", "rundir", "spec", "specfile", "study", *SHELVES]
+QUICK = ["", "cli", "files", "rundir", "spec", "specfile", "study", "versus", *SHELVES]
 HEAVY = ("torch", "transformers", "peft", "accelerate", "matplotlib", "scipy")
 
 MAX_LINES = 400

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from peft_mllm.card import sealed_facts
 from peft_mllm.cli.say import Json, console, example, say_json
 
 verbs = typer.Typer()
@@ -88,6 +87,7 @@ def export(
 ) -> None:
     """Write a run for use elsewhere: with a model card, and proven in a fresh process."""
     import peft_mllm
+    from peft_mllm.card import sealed_facts
 
     made = peft_mllm.export(target, base=base, output_dir=output, merge=merge, as_lora=as_lora, check=check)
     if as_json:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from peft_mllm.cli.say import Json, console, example, say_json, show_options, show_scores
 from peft_mllm.methods import METHODS
 
 verbs = typer.Typer()
+
+Choices = Literal["generate", "likelihood", "likelihood_sum", "likelihood_chars"]
 
 
 @verbs.command(
@@ -49,30 +52,44 @@ def train(
     epilog=example(
         "peft-mllm evaluate runs/lora",
         "peft-mllm evaluate embedded --task scenes_count --task scenes_row",
+        "peft-mllm evaluate runs/lora runs/ia3 embedded --task scenes_count --output scores",
         "peft-mllm evaluate my-adapter --base llava-hf/llava-1.5-7b-hf --task '{name: iconqa_txt, root: data/iconqa}'",
     )
 )
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A run directory, a model, or a PEFT directory.")],
+    targets: Annotated[
+        list[str], typer.Argument(help="Run directories, models, PEFT directories; those of one base share its load.")
+    ],
     task: Annotated[
         list[str] | None, typer.Option(help="A task's name, or YAML with its options; may be repeated.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base of a PEFT directory.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory for predictions and scores.json.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for predictions and scores.json; of several targets a folder each.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first questions of each task.")] = None,
+    choices: Annotated[
+        Choices | None, typer.Option(help="How multiple choice is answered; as the run says if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run, a base, or a PEFT directory on a base."""
+    """Score runs, bases or PEFT directories; with --output the same command again goes on where it stopped."""
     from peft_mllm.run import notes_on
     from peft_mllm.saved import evaluate_saved, find_target
     from peft_mllm.specfile import parse_value
 
     tasks = [parse_value(each, "--task") for each in task or ()]
-    scores = evaluate_saved(target, tasks, base=base, output_dir=output, limit=limit)
+    scores = evaluate_saved(targets, tasks, base=base, output_dir=output, limit=limit, choices=choices)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes, and not the one that speaks
+    alone = len(targets) == 1
     if as_json:
-        say_json(scores)
-    else:
-        show_scores(scores, notes_on(find_target(target, base).base))
+        say_json(scores[targets[0]] if alone else scores)
+        return
+    for target in targets:
+        if not alone:
+            console.print(f"\n[bold]{escape(target)}[/]")
+        show_scores(scores[target], notes_on(find_target(target, base).base))
 
 
 @verbs.command("list", epilog=example("peft-mllm list", "peft-mllm list methods adapter", "peft-mllm list tasks"))

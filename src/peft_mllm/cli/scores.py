@@ -75,6 +75,8 @@ def score(
     chosen = variant or named
     rule = metric_named(f"{name}:{chosen}" if chosen else name)
     _set_judge(rule, judge, judge_model)
+    if per_item and per_item.resolve() in {file.resolve() for file in (*predictions, *references, *(questions or ()))}:
+        raise SpecError(f"--per-item would overwrite {per_item}, which is one of the files that are read.")
     scored = score_files(name, rule, Given(predictions, references, questions or (), partial))
     if per_item:
         write_lines(per_item, scored.lines(), what="the items")
@@ -88,8 +90,10 @@ def _show(scored: Scored) -> None:
     """The figures as a table, with the rule above."""
     said = scored.to_json()
     console.print(said["rule"], markup=False)
-    console.print(f"{said['n']} scored, {said['unparsed']} not understood; unit: {said['unit']}", markup=False)
-    if said["partial"]:
+    console.print(f"{said['n']} scored, {said['unparsed']} not understood; unit: {scored.metric.unit}", markup=False)
+    if scored.unused:
+        console.print(f"{scored.unused} references have no prediction, which this rule allows.", markup=False)
+    if scored.partial:
         console.print(
             f"PARTIAL: {said['missing']} references without a prediction, {said['extra']} predictions without a "
             "reference are left out.",

@@ -18,12 +18,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from peft_mllm.data.formats import RecordFile
-from peft_mllm.data.images import FileImage, Look, inspect
+from peft_mllm.data.balance import Answers
+from peft_mllm.data.formats import Source
+from peft_mllm.data.leakage import Against
+from peft_mllm.data.looking import Images
 from peft_mllm.data.parse import Parsed
 from peft_mllm.data.problems import KINDS, BadDataError, Problem, Severity, problem, shown
+from peft_mllm.data.specials import Specials
 from peft_mllm.errors import DataError
-from peft_mllm.record import ImageSource, Record
+from peft_mllm.record import Record
 
 BATCH = 256
 """Records parsed before their images are looked at: enough to keep several workers busy."""
@@ -81,7 +84,7 @@ class Report:
         read: records in the file.
         bad: the numbers, from 0, of those that are not used; ascending.
         findings: in the order of the file.
-        images: sha256 of each distinct image that can be used, by resolved path; see `RecordFile.seal`.
+        images: sha256 of each distinct image that can be used, by resolved path; see `Source.seal`.
         conversions: how many images became RGB in which way: `grey`, `alpha`, `cmyk`, `palette` ...
     """
 
@@ -160,9 +163,11 @@ class Report:
 
 
 def check(
-    file: RecordFile,
+    file: Source,
     *,
     measure: Callable[[Record], Length] | None = None,
+    specials: Specials | None = None,
+    against: Against | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 1,
 ) -> Report:
@@ -171,6 +176,8 @@ def check(
     Args:
         file: the records.
         measure: a record's length for the model in hand; without it, lengths are not checked.
+        specials: that model's special tokens; without them, what often is one is reported.
+        against: another file, with which this one is to have nothing in common.
         progress: called with the number of records done and of all.
         workers: processes that decode images. Threads would not help: Pillow holds Python's lock. More than
             one starts fresh interpreters, so the caller's script needs its `if __name__ == "__main__"`.
@@ -179,7 +186,7 @@ def check(
         BadDataError: the file changes while it is read.
     """
     with ExitStack() as stack:
-        checker = _Checker(file, measure, _Images(_pool(workers, stack)))
+        checker = _Checker(file, measure, specials, against, Images(_pool(workers, stack)))
         for start in range(0, len(file), BATCH):
             checker.batch(range(start, min(start + BATCH, len(file))))
             if progress is not None:
@@ -195,50 +202,23 @@ def _pool(workers: int, stack: ExitStack) -> ProcessPoolExecutor | None:
     return stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
 
 
-class _Images:
-    """Each distinct image is looked at once."""
-
-    def __init__(self, pool: ProcessPoolExecutor | None):
-        self._pool = pool
-        self._seen: dict[str, tuple[str, tuple[Problem, ...]]] = {}
-        self.digests: dict[str, str] = {}
-        self.conversions: Counter[str] = Counter()
-        self._warned: set[str] = set()
-
-    def look_at(self, images: Sequence[FileImage]) -> None:
-        new = {str(image.path): image.name for image in images if str(image.path) not in self._seen}
-        mapped = self._pool.map(_look, new.items(), chunksize=8) if self._pool else map(_look, new.items())
-        for path, seen in zip(new, mapped, strict=True):
-            self._seen[path] = (seen.digest, seen.problems)
-            self.conversions.update(seen.conversions)
-            if all(each.severity == "warning" for each in seen.problems):
-                self.digests[path] = seen.digest
-
-    def problems(self, image: FileImage) -> Iterator[Problem]:
-        """An image's errors concern every record that has it; its warnings are told once."""
-        path = str(image.path)
-        for each in self._seen[path][1]:
-            if each.severity == "error" or path not in self._warned:
-                yield each
-        self._warned.add(path)
-
-    def identity(self, image: ImageSource) -> str:
-        path = str(image.path) if isinstance(image, FileImage) else image.key
-        return self.digests.get(path, path)
-
-
-def _look(item: tuple[str, str]) -> Look:
-    path, name = item
-    return inspect(path, name=name)
-
-
 class _Checker:
     """One pass over a file, and what has to be remembered on the way."""
 
-    def __init__(self, file: RecordFile, measure: Callable[[Record], Length] | None, images: _Images):
+    def __init__(
+        self,
+        file: Source,
+        measure: Callable[[Record], Length] | None,
+        specials: Specials | None,
+        against: Against | None,
+        images: Images,
+    ):
         self.file = file
         self.measure = measure
+        self.specials = specials
+        self.against = against
         self.images = images
+        self.answers = Answers()
         self.findings: list[Finding] = []
         self.bad: list[int] = []
         self.ids: dict[str, int] = {}
@@ -250,17 +230,21 @@ class _Checker:
         parsed = [self.file.parse(number) for number in numbers]
         self.images.look_at([image for each in parsed for image in each.images])
         for number, each in zip(numbers, parsed, strict=True):
-            found = [*each.problems, *self._problems(number, each)]
+            found = [*self._in_text(each), *self._problems(number, each)]
             if each.record is not None and not _has_error(found):
                 found += self._measured(each.record)
             self.findings += [self._finding(number, each.id, one) for one in found]
             if _has_error(found):
                 self.bad.append(number)
+            elif each.record is not None:
+                self.answers.add(each.record.answer, number)
 
     def report(self) -> Report:
         for key, (number, count) in self.extra.items():
             unknown = problem("unknown-key", key=key, count=f"{count:,}")
             self.findings.append(self._finding(number, None, unknown))
+        for number, unbalanced in self.answers.problems():
+            self.findings.append(self._finding(number, None, unbalanced))
         self.findings.sort(key=lambda finding: finding.record or 0)
         if self.file.broken is not None:
             line, broken = self.file.broken
@@ -275,17 +259,28 @@ class _Checker:
             conversions=dict(sorted(self.images.conversions.items())),
         )
 
+    def _in_text(self, parsed: Parsed) -> Iterator[Problem]:
+        """What the text shows; of special tokens, the model's own where it is known."""
+        for each in parsed.problems:
+            if self.specials is None or each.code != "special-token":
+                yield each
+        if self.specials is not None and parsed.record is not None:
+            yield from self.specials.problems(parsed.record)
+
     def _problems(self, number: int, parsed: Parsed) -> Iterator[Problem]:
         """What shows only beside other records, or by opening the images."""
         self._count_unknown_keys(number, parsed)
         if (before := self.ids.setdefault(parsed.id, number)) != number:
             yield problem("duplicate-id", id=parsed.id, where=self._where(before))
-        for image in {image.path: image for image in parsed.images}.values():
+        for image in {image.identity: image for image in parsed.images}.values():
             yield from self.images.problems(image)
         if parsed.record is None:
             return
-        if (before := self.contents.setdefault(self._content(parsed.record), number)) != number:
+        contents = [self.images.content(image) for image in parsed.record.images]
+        if (before := self.contents.setdefault(_digest(parsed.record, contents), number)) != number:
             yield problem("duplicate-record", where=self._where(before))
+        if self.against is not None:
+            yield from self.against.problems(parsed.record, contents)
 
     def _count_unknown_keys(self, number: int, parsed: Parsed) -> None:
         """A key that stands in every record is told once; a misspelt one has its own finding."""
@@ -308,14 +303,6 @@ class _Checker:
             return [problem("too-long", total=f"{length.total:,}", limit=f"{length.limit:,}")]
         return [problem("no-answer-tokens")] if length.answer < 1 else []
 
-    def _content(self, record: Record) -> bytes:
-        """Equal for records with the same pixels and the same words."""
-        digest = hashlib.blake2b(digest_size=16)
-        images = [self.images.identity(image) for image in record.images]
-        for part in (*images, *(f"{turn.role} {turn.text}" for turn in record.turns)):
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0\0")
-        return digest.digest()
-
     def _finding(self, number: int, name: str | None, one: Problem) -> Finding:
         # Many records of a list may share a line, so their number is told.
         told = replace(one, reason=f"Record {number + 1}: {one.reason}") if self.file.is_list else one
@@ -332,3 +319,11 @@ class _Checker:
 
 def _has_error(found: Sequence[Problem]) -> bool:
     return any(each.severity == "error" for each in found)
+
+
+def _digest(record: Record, contents: Sequence[str]) -> bytes:
+    """Equal for records with the same pixels and the same words."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (*contents, *(f"{turn.role} {turn.text}" for turn in record.turns)):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0\0")
+    return digest.digest()

@@ -1,10 +1,12 @@
-"""A user's file of records: a LLaVA JSON list or JSON lines, of any size, read one record at a time."""
+"""A user's records: a JSON list, JSON lines, or a table of Hugging Face's `datasets`; read one record at a time."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,31 +16,19 @@ from peft_mllm.data.scan import MAX_RECORD_BYTES, Index, foreign_kind, scan
 from peft_mllm.record import Record
 
 
-class RecordFile(Sequence[Record]):
-    """The records of a file, each parsed when it is asked for.
+class Source(Sequence[Record]):
+    """The records of a file or a table, each parsed when it is asked for.
 
-    One pass over the bytes finds where each record begins (24 bytes of memory for each); after that, a record
-    costs one read. Safe to use from threads, in forked workers, and to pickle.
-
-    Args:
-        path: a JSON list of LLaVA records, or JSON lines; recognised by content, not by name.
-        image_root: the folder that image paths are relative to, and must stay below; the file's if left out.
-
-    Raises:
-        BadDataError: the file or the image root is missing, unreadable, or of another format. A list that
-            breaks inside is found by `check`, and by asking for a record.
+    Attributes:
+        path: as the user wrote it.
+        name: its last part, for messages.
+        is_list: whether many records may share a line, so that their numbers are told.
     """
 
-    def __init__(self, path: str | Path, *, image_root: str | Path | None = None):
-        self.path = Path(path)
-        self.name = self.path.name
-        self._root = Root(_image_root(self.path, image_root), {})
-        self._descriptor: int | None = None
-        self._seen = (0, 0)
-        self._index = self._scan()
-
-    def __len__(self) -> int:
-        return len(self._index)
+    path: Path
+    name: str
+    is_list: bool
+    _root: Root
 
     @overload
     def __getitem__(self, number: int) -> Record: ...
@@ -63,14 +53,62 @@ class RecordFile(Sequence[Record]):
         return parsed.record
 
     @property
-    def is_list(self) -> bool:
-        """One JSON list; otherwise JSON lines."""
-        return self._index.is_list
-
-    @property
     def image_root(self) -> Path:
         """The resolved folder of the images."""
         return self._root.path
+
+    @property
+    @abstractmethod
+    def broken(self) -> tuple[int, Problem] | None:
+        """The line and the reason why the file as a whole cannot be used."""
+
+    @abstractmethod
+    def line(self, number: int) -> int:
+        """The line on which a record begins, from 1; in a table the row."""
+
+    @abstractmethod
+    def parse(self, number: int) -> Parsed:
+        """A record with all that its text shows to be wrong; raises nothing for what the record may hold."""
+
+    def seal(self, digests: Mapping[str, str]) -> None:
+        """Hold the images to what was checked: one with other content is an error when it is loaded.
+
+        Args:
+            digests: sha256 by the image's identity; `Report.images`.
+        """
+        self._root = replace(self._root, seals=digests)
+
+    def keep_addresses(self) -> None:
+        """Take images at addresses for images that can be written down again, though not loaded."""
+        self._root = replace(self._root, addresses=True)
+
+
+class RecordFile(Source):
+    """The records of a JSON file.
+
+    One pass over the bytes finds where each record begins (24 bytes of memory for each); after that, a record
+    costs one read. Safe to use from threads, in forked workers, and to pickle.
+
+    Args:
+        path: a JSON list of records, or JSON lines; recognised by content, not by name.
+        image_root: the folder that image paths are relative to, and must stay below; the file's if left out.
+
+    Raises:
+        BadDataError: the file or the image root is missing, unreadable, or of another format. A list that
+            breaks inside is found by `check`, and by asking for a record.
+    """
+
+    def __init__(self, path: str | Path, *, image_root: str | Path | None = None):
+        self.path = Path(path)
+        self.name = self.path.name
+        self._root = Root(folder_of_images(self.path, image_root), {})
+        self._descriptor: int | None = None
+        self._seen = (0, 0)
+        self._index = self._scan()
+        self.is_list = self._index.is_list
+
+    def __len__(self) -> int:
+        return len(self._index)
 
     @property
     def broken(self) -> tuple[int, Problem] | None:
@@ -109,14 +147,6 @@ class RecordFile(Sequence[Record]):
             limit = f"{MAX_RECORD_BYTES:,}"
             return Parsed(None, (problem("record-too-large", size=f"{size:,}", limit=limit),), default_id)
         return parse(self.raw(number), source=f"{self.name}:{line}", default_id=default_id, root=self._root)
-
-    def seal(self, digests: Mapping[str, str]) -> None:
-        """Hold the images to what was checked: one with other content is an error when it is loaded.
-
-        Args:
-            digests: sha256 by resolved path; `Report.images`.
-        """
-        self._root = Root(self._root.path, digests)
 
     def _scan(self) -> Index:
         with open(self._open(), "rb", closefd=False) as file:
@@ -179,7 +209,8 @@ class Selection(Sequence[Record]):
         return self._records[self._numbers[number]]
 
 
-def _image_root(path: Path, root: str | Path | None) -> Path:
+def folder_of_images(path: Path, root: str | Path | None) -> Path:
+    """The resolved folder that image paths are relative to."""
     folder = path.parent if root is None else Path(root)
     if root is not None and not folder.is_dir():
         raise refuse("root-missing", path=folder, hint=nearest_file(folder))

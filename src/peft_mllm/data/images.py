@@ -66,6 +66,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 _WARNINGS = threading.Lock()  # warnings.catch_warnings changes the whole process
 
@@ -103,6 +104,11 @@ class FileImage(ImageSource):
         self.seal = seal
 
     @property
+    def identity(self) -> str:
+        """What tells it from other images without reading it."""
+        return str(self.path)
+
+    @property
     def key(self) -> str:
         """The sha256 of the file's content.
 
@@ -114,7 +120,7 @@ class FileImage(ImageSource):
         try:
             status = self.path.stat()
         except (OSError, ValueError):
-            return hashlib.sha256(_read(self.path, self.name)).hexdigest()  # which says why it cannot be read
+            return hashlib.sha256(read_file(self.path, self.name)).hexdigest()  # which says why it cannot be read
         return _digest(str(self.path), status.st_size, status.st_mtime_ns)
 
     def load(self) -> Image.Image:
@@ -130,6 +136,19 @@ class FileImage(ImageSource):
             raise BadDataError([each for each in seen.problems if each.severity == "error"])
         return seen.image
 
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """Width and height of the upright image, from the file's header.
+
+        Raises:
+            BadDataError: the file or its header cannot be read.
+        """
+        try:
+            status = self.path.stat()
+        except (OSError, ValueError):
+            return _Eye(self.path, self.name).measure()  # which says why it cannot be read
+        return _dimensions(str(self.path), self.name, status.st_size, status.st_mtime_ns)
+
     def __repr__(self) -> str:
         return f"FileImage({str(self.path)!r})"
 
@@ -140,9 +159,15 @@ def inspect(path: str | Path, *, name: str | None = None) -> Look:
     return Look(None, seen.digest, seen.problems, seen.conversions)
 
 
-def look(path: Path, *, name: str | None = None) -> Look:
-    """Read and decode an image file completely; raises nothing for what the file may hold."""
-    eye = _Eye(path, str(path) if name is None else name)
+def look(path: Path, *, name: str | None = None, data: bytes | None = None) -> Look:
+    """Read and decode an image file completely; raises nothing for what the file may hold.
+
+    Args:
+        path: the file.
+        name: what to call it in messages; the path if left out.
+        data: its content, where that is at hand and there may be no file.
+    """
+    eye = _Eye(path, str(path) if name is None else name, data)
     try:
         image: Image.Image | None = eye.see()
     except BadDataError as error:
@@ -154,11 +179,21 @@ def look(path: Path, *, name: str | None = None) -> Look:
 @functools.lru_cache(maxsize=1 << 20)
 def _digest(path: str, size: int, mtime_ns: int) -> str:
     """The content's sha256; size and time are what tells a changed file from a known one."""
-    return hashlib.sha256(_read(Path(path), path)).hexdigest()
+    return hashlib.sha256(read_file(Path(path), path)).hexdigest()
 
 
-def _read(path: Path, name: str) -> bytes:
-    """A regular file's bytes; never waits on a pipe."""
+@functools.lru_cache(maxsize=1 << 20)
+def _dimensions(path: str, name: str, size: int, mtime_ns: int) -> tuple[int, int]:
+    """The upright image's width and height; size and time tell a changed file from a known one."""
+    return _Eye(Path(path), name).measure()
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """A regular file's bytes; never waits on a pipe.
+
+    Raises:
+        BadDataError: it is not there, no regular file, or too large.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -186,15 +221,27 @@ def _read(path: Path, name: str) -> bytes:
 class _Eye:
     """One look: what was found on the way, beside the image or the error."""
 
-    def __init__(self, path: Path, name: str):
+    def __init__(self, path: Path, name: str, data: bytes | None = None):
         self.path = path
         self.name = name
+        self.data = data
         self.digest = ""
         self.found: list[Problem] = []
         self.conversions: list[str] = []
 
+    def measure(self) -> tuple[int, int]:
+        """Width and height of the upright image; nothing is decoded."""
+        data = read_file(self.path, self.name) if self.data is None else self.data
+        self._refuse_other_kinds(data)
+        with self._open(data) as image:
+            self._judge_header(image)
+            width, height = image.size
+            # Pillow gives a TIFF's size as it will be turned
+            sideways = image.format != "TIFF" and self._orientation(image) in _SIDEWAYS
+            return (height, width) if sideways else (width, height)
+
     def see(self) -> Image.Image:
-        data = _read(self.path, self.name)
+        data = read_file(self.path, self.name) if self.data is None else self.data
         self.digest = hashlib.sha256(data).hexdigest()
         self._refuse_other_kinds(data)
         with self._open(data) as image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +61,15 @@ def read_split(file: Path, key: str, *, known: Container[str], remedy: str) -> l
     Raises:
         DataError: no such split, an id twice, an id without a problem, or an id that is no folder's name.
     """
-    splits = read_object(file, remedy=remedy)
+    return pick_split(read_object(file, remedy=remedy), key, known=known, file=file, remedy=remedy)
+
+
+def pick_split(splits: Mapping[str, Any], key: str, *, known: Container[str], file: Path, remedy: str) -> list[str]:
+    """Likewise of splits that were read already; `file` is what to call them.
+
+    Raises:
+        DataError: as `read_split`.
+    """
     ids = splits.get(key)
     if not isinstance(ids, list):
         raise DataError(f"{file}: no list '{key}' among {', '.join(splits) or 'nothing'}. {remedy}")

@@ -1,24 +1,26 @@
 """From the bytes of one record to a `Record`, with everything that is wrong with it.
 
-Two shapes are read, and may be mixed in a file: `{"id", "image", "conversations": [{"from", "value"}]}` as
-LLaVA has it, and `{"id", "images", "messages": [{"role", "content"}]}`. Content is text with `<image>` marks,
-or a list of parts. Other keys are kept in the record's `meta`.
+Three shapes are read, and may be mixed in a file: `{"id", "image", "conversations": [{"from", "value"}]}` as
+LLaVA has it, the same with `<img>path</img>` inside the text as Qwen-VL has it, and `{"id", "images", "messages":
+[{"role", "content"}]}`. Content is text with `<image>` marks, or a list of parts. Other keys are kept in the
+record's `meta`.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
+from peft_mllm.data.held import DataImage, HeldImage, RemoteImage
 from peft_mllm.data.images import FileImage
+from peft_mllm.data.inline import AS_WRITTEN, CAPTIONS, has_images, odd_grounding, unpack
+from peft_mllm.data.json_text import kind_of, read_object
 from peft_mllm.data.problems import BadDataError, Problem, problem, refuse
 from peft_mllm.record import IMAGE_MARK, Record, Role, Turn
 
@@ -41,7 +43,6 @@ _ALIASES = {
     "dialog": "messages",
 }
 _CONTROL_TOKEN = re.compile(r"</?s>|<unk>|<pad>|<\|[\w ]{1,40}\|>|\[/?INST\]")
-_INLINE_IMAGE = re.compile(r"<img>.*?</img>", re.DOTALL)
 _ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: `C:` is a drive
 
@@ -53,10 +54,12 @@ class Root:
     Attributes:
         path: resolved.
         seals: sha256 of images that were checked, by resolved path; see `FileImage`.
+        addresses: whether an address is kept as an image that cannot be loaded, instead of refused.
     """
 
     path: Path
     seals: Mapping[str, str]
+    addresses: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Parsed:
     record: Record | None
     problems: tuple[Problem, ...]
     id: str
-    images: tuple[FileImage, ...] = ()
+    images: tuple[DataImage, ...] = ()
     extra: tuple[str, ...] = ()
 
 
@@ -88,62 +91,26 @@ def parse(raw: bytes, *, source: str, default_id: str, root: Root) -> Parsed:
         root: where its images are.
     """
     try:
-        fields = _fields(raw)
+        fields = read_object(raw)
     except BadDataError as error:
         return Parsed(None, error.problems, default_id)
+    return read_fields(fields, source=source, default_id=default_id, root=root)
+
+
+def read_fields(fields: Mapping[str, Any], *, source: str, default_id: str, root: Root) -> Parsed:
+    """Read one record from its keys and values; an image may be named by a path, or be there already."""
     reader = _Reader(fields, root)
     turns, images = reader.turns(), reader.images()
     turns = reader.place_marks(turns, images)
     reader.check_questions(turns)
     name = reader.id(default_id)
     files = tuple(image for image in images if image is not None)
-    extra = {key: value for key, value in fields.items() if key not in _KEYS}
+    extra = {key: value for key, value in fields.items() if key not in (*_KEYS, CAPTIONS)}
+    meta = extra | ({CAPTIONS: reader.captions} if reader.captions is not None else {})
     record = None
     if not any(each.severity == "error" for each in reader.found):
-        record = Record(name, tuple(turns), files, MappingProxyType(extra), source)
+        record = Record(name, tuple(turns), files, MappingProxyType(meta), source)
     return Parsed(record, tuple(reader.found), name, files, tuple(extra))
-
-
-class _DuplicateKeyError(ValueError):
-    pass
-
-
-def _fields(raw: bytes) -> dict[str, Any]:
-    """The record as a JSON object, strictly: UTF-8, no key twice, no NaN."""
-    try:
-        text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
-        if b"\\u" in raw:
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        line, column = _place(raw, error.start)
-        bad = problem("not-utf8", column=column, byte=f"0x{raw[error.start]:02x}")
-        raise BadDataError([replace(bad, line=line)]) from None
-    except UnicodeEncodeError as error:  # JSON can spell half of a character; no tokenizer can hold it
-        raise refuse("bad-unicode", what=f"\\u{ord(error.object[error.start]):04x}") from None
-    except json.JSONDecodeError as error:
-        bad = problem("json-broken", column=error.colno, why=error.msg)
-        raise BadDataError([replace(bad, line=error.lineno - 1)]) from None
-    except _DuplicateKeyError as error:
-        raise refuse("duplicate-key", key=error) from None
-    except RecursionError:
-        raise refuse("json-broken", column=1, why="it is nested too deeply") from None
-    except ValueError as error:  # NaN, or a number of thousands of digits
-        raise refuse("json-broken", column=1, why=error) from None
-    if not isinstance(value, dict):
-        raise refuse("not-an-object", what=_kind(value))
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise _DuplicateKeyError(Counter(key for key, _ in pairs).most_common(1)[0][0])
-    return made
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 class _Reader:
@@ -155,6 +122,7 @@ class _Reader:
         self.found: list[Problem] = []
         self.marked: list[Any] = []
         """For each mark in the text: the path its part names, or None where the record names it."""
+        self.captions = fields.get(CAPTIONS)
         self.unclear = self._misspelt(fields, _KEYS)
         """Something could not be read, so marks and images cannot be counted."""
         self._conflict("image", "images")
@@ -168,7 +136,7 @@ class _Reader:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-            self.find("id-invalid", what=_kind(value))
+            self.find("id-invalid", what=kind_of(value))
             return default
         return str(value)
 
@@ -177,21 +145,38 @@ class _Reader:
         written = self.fields.get("conversations", self.fields.get("messages"))
         if not isinstance(written, list) or not written:
             if not self.unclear:
-                why = "both keys are missing" if written is None else f"it is {_kind(written)}"
+                why = "both keys are missing" if written is None else f"it is {kind_of(written)}"
                 self.find("conversation-missing", why=why)
             self.unclear = True
             return []
         turns = [self._turn(number, turn) for number, turn in enumerate(written, start=1)]
-        whole = [turn for turn in turns if turn is not None]
+        whole = self._take_out_images([turn for turn in turns if turn is not None])
         if len(whole) == len(turns):
             self._check_order(whole)
         else:
             self.unclear = True
         return whole
 
-    def images(self) -> list[FileImage | None]:
+    def _take_out_images(self, turns: list[Turn]) -> list[Turn]:
+        """Marks in the place of the images that stand in the text, where the record names none otherwise."""
+        inline = [number for number, turn in enumerate(turns, start=1) if has_images(turn.text)]
+        if not inline:
+            return turns
+        if self.marked or self._named() is not None or any(turns[n - 1].role != "user" for n in inline):
+            for number in inline:
+                self.find("image-inline", turn=number)
+            return turns
+        texts, self.marked, as_written = unpack([turn.text for turn in turns if turn.role == "user"])
+        self.captions = AS_WRITTEN if as_written else self.captions
+        rest = iter(texts)
+        return [Turn(turn.role, next(rest)) if turn.role == "user" else turn for turn in turns]
+
+    def _named(self) -> Any:
+        return self.fields.get("images", self.fields.get("image"))
+
+    def images(self) -> list[DataImage | None]:
         """The images in the order of their marks; None for one that cannot be used."""
-        named = self.fields.get("images", self.fields.get("image"))
+        named = self._named()
         paths = [] if named is None else list(named) if isinstance(named, list) else [named]
         bare = sum(path is None for path in self.marked)
         in_front = len(paths) == 1 and not self.marked
@@ -204,7 +189,7 @@ class _Reader:
         rest = iter(paths)
         return [self._image(next(rest) if path is None else path) for path in self.marked]
 
-    def place_marks(self, turns: list[Turn], images: list[FileImage | None]) -> list[Turn]:
+    def place_marks(self, turns: list[Turn], images: list[DataImage | None]) -> list[Turn]:
         """One image without a mark goes in front of the first question, as LLaVA puts it."""
         if not images or self.marked:
             return turns
@@ -222,14 +207,14 @@ class _Reader:
 
     def _turn(self, number: int, turn: Any) -> Turn | None:
         if not isinstance(turn, dict):
-            self._invalid(number, f"it is {_kind(turn)}, not an object")
+            self._invalid(number, f"it is {kind_of(turn)}, not an object")
             return None
         if self._misspelt(turn, _TURN_KEYS):
             return None
         name = turn.get("from", turn.get("role"))
         content = turn.get("value", turn.get("content"))
         if not isinstance(name, str):
-            self._invalid(number, f"its role is {_kind(name)}")
+            self._invalid(number, f"its role is {kind_of(name)}")
             return None
         if (role := ROLES.get(name.lower())) is None:
             self.find("role-unknown", turn=number, role=name)
@@ -252,7 +237,7 @@ class _Reader:
             self.marked += [None] * content.count(IMAGE_MARK)
             return content
         if not isinstance(content, list):
-            self._invalid(number, f"its text is {_kind(content)}")
+            self._invalid(number, f"its text is {kind_of(content)}")
             return None
         text, after_image = "", False
         for part in content:
@@ -274,14 +259,14 @@ class _Reader:
     def _check_text(self, number: int, role: Role, text: str) -> None:
         if role == "assistant" and not text.replace(IMAGE_MARK, "").strip():
             self.find("empty-answer", turn=number)
-        if _INLINE_IMAGE.search(text):
-            self.find("image-inline", turn=number)
+        if odd := odd_grounding(text):
+            self.find("grounding-odd", turn=number, what=odd)
         if token := _CONTROL_TOKEN.search(text):
             self.find("special-token", turn=number, token=token[0])
-        if odd := _ODD.search(text):
-            replaced = odd[0] == "\ufffd"
+        if strange := _ODD.search(text):
+            replaced = strange[0] == "\ufffd"
             mark = "the replacement character" if replaced else "a control character"
-            self.find("odd-character", turn=number, what=f"{mark} (U+{ord(odd[0]):04X})")
+            self.find("odd-character", turn=number, what=f"{mark} (U+{ord(strange[0]):04X})")
 
     def _check_order(self, turns: list[Turn]) -> None:
         """A system turn at most first; then user and assistant by turns, from question to answer."""
@@ -298,7 +283,7 @@ class _Reader:
         if spoken and spoken[-1] != "assistant":
             self.find("last-turn-not-assistant")
 
-    def _image(self, path: Any) -> FileImage | None:
+    def _image(self, path: Any) -> DataImage | None:
         try:
             return resolve(self.root, path)
         except BadDataError as error:
@@ -317,15 +302,19 @@ class _Reader:
             self.find("conflicting-keys", one=one, other=other)
 
 
-def resolve(root: Root, path: Any) -> FileImage:
+def resolve(root: Root, path: Any) -> DataImage:
     """The image that a record names.
 
     Raises:
         BadDataError: it is a URL, not a path, or lies outside the root once links are followed.
     """
+    if isinstance(path, HeldImage):
+        return path
     if not isinstance(path, str) or not path.strip():
-        raise refuse("image-path-invalid", what=_kind(path))
+        raise refuse("image-path-invalid", what=kind_of(path))
     if _SCHEME.match(path):
+        if root.addresses:
+            return RemoteImage(path)
         raise refuse("image-url", path=path)
     try:
         real = os.path.realpath(root.path / path)
@@ -349,20 +338,3 @@ def _meant(key: str, known: tuple[str, ...], present: Mapping[str, Any]) -> str 
 
 def _near(key: str, known: tuple[str, ...], cutoff: float) -> str | None:
     return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=cutoff)), None)
-
-
-def _place(raw: bytes, at: int) -> tuple[int, int]:
-    """Lines below the first, and the column from 1, of a position."""
-    return raw.count(b"\n", 0, at), at - raw.rfind(b"\n", 0, at)
-
-
-_KINDS = {type(None): "missing", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    if isinstance(value, str):
-        return "text" if value.strip() else "empty"
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    return _KINDS[type(value)]

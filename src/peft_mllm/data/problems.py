@@ -45,6 +45,22 @@ KINDS: Mapping[str, Kind] = {
     "file-empty": Kind("error", "The file has no records", "Check that its export has finished."),
     "file-changed": Kind("error", "{path} has changed since it was opened", "Start again with the file at rest."),
     "root-missing": Kind("error", "The image folder {path} is not there", "Check `image_root`.{hint}"),
+    "table-library": Kind(
+        "error",
+        "{path} is a table, and the library that reads it is not installed",
+        "Install it with `pip install 'peft-mllm[hub]'`.",
+    ),
+    "table-broken": Kind(
+        "error",
+        "{path} cannot be read as a table: {why}",
+        "Give a Parquet file, a folder of them, or a directory that `save_to_disk` has written.",
+    ),
+    "table-splits": Kind("error", "{path} holds more than one split: {names}", "Give one of them, such as {one}."),
+    "table-columns": Kind(
+        "error",
+        "{path} has {what}, and a record needs `messages` or `conversations`, with its images in `image` or `images`",
+        "Rename the columns, or make such ones with the library `datasets`.",
+    ),
     # One record as text.
     "json-broken": Kind("error", "The JSON breaks at column {column}: {why}", "Mend or remove the record."),
     "not-utf8": Kind("error", "Byte {byte} at column {column} is not UTF-8", "Save the file as UTF-8."),
@@ -80,6 +96,16 @@ KINDS: Mapping[str, Kind] = {
     "duplicate-record": Kind(
         "warning", "The same images and the same text stand in {where}", "Remove one, unless it is meant."
     ),
+    "leaked-question": Kind(
+        "error",
+        "Turn {turn} asks about the same image contents in the same words as {where}",
+        "Leave it out of one of the two; `--quarantine` leaves it out here.",
+    ),
+    "unbalanced-answers": Kind(
+        "warning",
+        "'{answer}' is {count} of {total} answers ({share}): always saying it would score as much",
+        "Add or draw others, or compare scores with that share.",
+    ),
     "turn-invalid": Kind(
         "error",
         "Turn {turn} is wrong: {why}",
@@ -106,15 +132,29 @@ KINDS: Mapping[str, Kind] = {
     ),
     "image-inline": Kind(
         "error",
-        "Turn {turn} names an image inside its text (`<img>...</img>`)",
-        "Write `<image>` there and the path under `images`.",
+        "Turn {turn} names an image inside its text (`<img>...</img>`), and it is no question's, or the record names "
+        "images otherwise, too",
+        "Name images in one way: inside the user's text, or by `<image>` there and the path under `images`.",
+    ),
+    "grounding-odd": Kind(
+        "warning",
+        "Turn {turn} has '{what}', which is not how Qwen-VL writes a place",
+        "Write <ref>words</ref>, <box>(x1,y1),(x2,y2)</box> or <quad> with four points, in whole numbers below 1000.",
     ),
     "special-token": Kind(
         "warning",
         "Turn {turn} holds '{token}', which a model may read as a control token",
         "Remove it, unless it is meant.",
     ),
+    "special-token-read": Kind(
+        "warning",
+        "Turn {turn} holds '{token}', which this model reads as a control token and not as text",
+        "Remove it, unless it is meant.",
+    ),
     "odd-character": Kind("warning", "Turn {turn} holds {what}", "Look at the text: it was probably decoded wrongly."),
+    "format-cannot-hold": Kind(
+        "error", "The format {format} cannot hold this record: {why}", "Change the record, or choose another format."
+    ),
     # An image as a path.
     "image-path-invalid": Kind("error", "The image is {what}, not a path", "Give its path below the image root."),
     "image-url": Kind(
@@ -169,6 +209,16 @@ KINDS: Mapping[str, Kind] = {
     ),
     "image-exif": Kind("warning", "The EXIF data of {path} cannot be read: {why}", "Check that the image is upright."),
     "image-shape": Kind("warning", "The image {path} is {size} pixels", "Check that it shows something."),
+    "duplicate-image": Kind(
+        "warning",
+        "The image {path} has the same content as {other}",
+        "Name one file in both places, unless it is meant.",
+    ),
+    "leaked-image": Kind(
+        "warning",
+        "The image {path} also stands in {where}, with other questions",
+        "Split by images if the test is to show new ones.",
+    ),
     # A record as tokens.
     "too-long": Kind(
         "error",

@@ -30,7 +30,7 @@ _FOREIGN = (
     (b"\xfe\xff", "UTF-16 text"),
     (b"\x1f\x8b", "gzip-compressed"),
     (b"PK\x03\x04", "a zip archive"),
-    (b"PAR1", "a Parquet file"),
+    (b"PAR1", "a Parquet file without the name .parquet"),
     (b"version https://git-lfs", "a git-LFS pointer (run `git lfs pull`)"),
     (b"<", "an HTML or XML page"),
 )
