@@ -53,6 +53,7 @@ BLOCKS: dict[str, tuple[type[BaseModel], str]] = {
     "data": (spec.DataSpec, ""),
     "train": (spec.TrainSpec, "As in HF `TrainingArguments`."),
     "generation": (spec.GenerationSpec, "As in transformers' `GenerationConfig`."),
+    "retention": (spec.RetentionSpec, ""),
 }
 """The spec's parts with many keys, and what a key without a word of its own means."""
 WORDS = {
@@ -64,6 +65,7 @@ WORDS = {
 FOLDERS = {
     "assets/embedded": "the embedded base: a small trained LLaVA, as plain transformers loads it",
     "study/templates": "the report's page",
+    "versus/templates": "the page that compares two runs",
 }
 STANDALONE = (
     "svg{color:#1f2328;background:#fff;font-family:system-ui,sans-serif}"

@@ -70,8 +70,8 @@ def test_choose_txt_asks_as_the_paper_does(root):
     assert record.turns[0].text == f"<image>\nWhich is third? Choices: turtle, fish {request}"
     assert record.answer == "fish"
     assert record.images[0].load().size == (4, 4)
-    meta = {"choices": ("turtle", "fish"), "answer_index": 1, "grade": "grade1", "label": "A25", "skills": ()}
-    assert record.meta == meta
+    choice = {"task": "choose_txt", "choices": ("turtle", "fish"), "answer_index": 1}
+    assert record.meta == choice | {"grade": "grade1", "label": "A25", "skills": ()}
 
 
 def test_fill_in_blank_asks_as_the_paper_does(root):

@@ -1,7 +1,7 @@
 """SHELF of tasks: one file per data set. To add one, see docs/add-a-task.md."""
 
 from peft_mllm.shelf import Item, Shelf
-from peft_mllm.tasks.base import SPLITS, Split, Task, TaskOptions
+from peft_mllm.tasks.base import SPLITS, Prompt, Split, Task, TaskOptions
 
 TASKS: Shelf[Task] = Shelf("task", package=__name__, items={
     "scenes_caption": Item("scenes:Caption", "generated scenes: list all shapes (seen by the embedded base)"),
@@ -21,7 +21,15 @@ TASKS: Shelf[Task] = Shelf("task", package=__name__, items={
     "scienceqa": Item("scienceqa:ScienceQA", "ScienceQA: multiple-choice school science, half with images"),
     "iconqa_txt": Item("iconqa:IconQATxt", "IconQA choose_txt: diagrams, choose a text"),
     "iconqa_blank": Item("iconqa:IconQABlank", "IconQA fill_in_blank: diagrams, answer with a string"),
+    "vizwiz": Item("vizwiz:VizWiz", "VizWiz-VQA: photos and questions of blind people"),
+    "flickr30k": Item("flickr30k:Flickr30k", "Flickr30k: describe a photo in a sentence"),
+    "okvqa": Item("okvqa:OKVQA", "OK-VQA: questions that need outside knowledge"),
+    "ocrvqa": Item("ocrvqa:OCRVQA", "OCR-VQA: questions about book covers"),
+    "vqav2": Item("vqav2:VQAv2", "VQAv2: open questions about photos, ten answers each"),
+    "textvqa": Item("textvqa:TextVQA", "TextVQA: questions about text in photos (beyond the study)"),
+    "gqa": Item("gqa:GQA", "GQA: compositional questions about photos (beyond the study)"),
+    "pope": Item("pope:POPE", "POPE: is an object in the photo (hallucination; beyond the study)"),
     "custom": Item("custom:Custom", "your own data: LLaVA JSON or messages JSONL, with your images"),
 })  # fmt: skip
 
-__all__ = ["SPLITS", "TASKS", "Item", "Split", "Task", "TaskOptions"]
+__all__ = ["SPLITS", "TASKS", "Item", "Prompt", "Split", "Task", "TaskOptions"]

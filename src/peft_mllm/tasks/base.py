@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,9 +14,30 @@ from peft_mllm.record import Record
 
 if TYPE_CHECKING:
     from peft_mllm.data.check import Length, Report
+    from peft_mllm.data.prepare.release import Release
+    from peft_mllm.data.prepared import Line
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class Prompt(NamedTuple):
+    """One agreed way to ask the questions of a data set.
+
+    Attributes:
+        shape: the text, with `<image>` and fields in braces.
+        max_new_tokens: where an answer is cut: the limit that its authors use, or one that holds every answer.
+        source: whose it is.
+    """
+
+    shape: str
+    max_new_tokens: int
+    source: str
+
+    def ask(self, **fields: str) -> str:
+        """The text of one question; what stands in the fields is taken as it is."""
+        parts = re.split(r"\{(\w+)\}", self.shape)
+        return "".join(part if place % 2 == 0 else fields[part] for place, part in enumerate(parts))
 
 
 class TaskOptions(BaseModel):
@@ -35,6 +58,10 @@ class Task(ABC):
     """Name on the metrics shelf."""
     max_new_tokens: ClassVar[int] = 16
     """An answer is cut here when it is generated."""
+    release: ClassVar[Release | None] = None
+    """The data set as its owners publish it, where `peft-mllm data prepare` can make a folder of it."""
+    prompts: ClassVar[Mapping[str, Prompt]] = MappingProxyType({})
+    """By the value of the option `prompt`; the first is the default."""
 
     @abstractmethod
     def __init__(self, options: TaskOptions): ...
@@ -50,6 +77,14 @@ class Task(ABC):
     def has(self, split: Split) -> bool:
         """Whether the data set has this split."""
         return True
+
+    def record_of(self, line: Line) -> Record:
+        """The record of one line of a prepared folder; only tasks with a release have these."""
+        raise NotImplementedError(f"{type(self).__name__} reads no prepared folder")
+
+    def origin(self, split: Split) -> Mapping[str, Any] | None:
+        """What a result says of where a split's records come from and which of them were drawn, if anything."""
+        return None
 
     def report(
         self,

@@ -8,7 +8,8 @@ from typing import Literal, cast
 from pydantic import Field
 
 from peft_mllm.data.check import Length, Report, check
-from peft_mllm.data.formats import RecordFile, Selection
+from peft_mllm.data.formats import Selection, Source
+from peft_mllm.data.opening import open_records
 from peft_mllm.errors import DataError
 from peft_mllm.record import Record
 from peft_mllm.tasks.base import Split, Task, TaskOptions
@@ -45,7 +46,7 @@ class Custom(Task):
         # Class attributes of a data set that is known; here the user says.
         self.metric = self.options.metric  # type: ignore[misc]
         self.max_new_tokens = self.options.max_new_tokens  # type: ignore[misc]
-        self._checked: dict[Split, tuple[RecordFile, Report]] = {}
+        self._checked: dict[Split, tuple[Source, Report]] = {}
         self._measured: set[Split] = set()
 
     def records(self, split: Split) -> Sequence[Record]:
@@ -85,7 +86,7 @@ class Custom(Task):
         split: Split,
         measure: Callable[[Record], Length] | None,
         progress: Callable[[int, int], None] | None,
-    ) -> tuple[RecordFile, Report]:
+    ) -> tuple[Source, Report]:
         """Check once; again only to measure what had not been measured."""
         if split not in self._checked or (measure is not None and split not in self._measured):
             file = self._open(split)
@@ -95,8 +96,8 @@ class Custom(Task):
             self._measured |= set() if measure is None else {split}
         return self._checked[split]
 
-    def _open(self, split: Split) -> RecordFile:
+    def _open(self, split: Split) -> Source:
         path = getattr(self.options, split)
         if path is None:
             raise DataError(f"The task has no {split} data. Set its option `{split}` to a file of records.")
-        return RecordFile(path, image_root=self.options.image_root)
+        return open_records(path, image_root=self.options.image_root)
