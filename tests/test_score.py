@@ -69,8 +69,8 @@ def vqa(tmp_path: Path) -> tuple[Path, Path]:
 def test_one_object_with_the_name_of_the_rule_and_numbers_unrounded(vqa: tuple[Path, Path]) -> None:
     said = score("vqa", "--predictions", vqa[0], "--references", vqa[1])
     assert said == {
-        "metric": "vqa", "variant": "official", "rule": METRICS["vqa"].variants["official"].rule, "unit": "per cent",
-        "n": 2, "unparsed": 0, "partial": False,
+        "metric": "vqa", "variant": "official", "rule": METRICS["vqa"].variants["official"].rule,
+        "n": 2, "unparsed": 0,
         "scores": {
             "accuracy": pytest.approx(45), "accuracy/yes/no": 0, "accuracy/other": pytest.approx(90),
             "accuracy/is the": 0, "accuracy/what is": pytest.approx(90),

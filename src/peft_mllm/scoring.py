@@ -32,6 +32,7 @@ class Scored:
         missing: ids of references without a prediction; only with `partial`.
         extra: ids of predictions without a reference; only with `partial`.
         unused: references that the rule does not ask answers for.
+        dropped: further answers or questions without a reference, beside `extra`; only with `partial`.
     """
 
     name: str
@@ -42,24 +43,26 @@ class Scored:
     missing: Sequence[str]
     extra: Sequence[str]
     unused: int = 0
+    dropped: int = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether ids were left out."""
+        return bool(self.missing or self.extra or self.dropped)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, unrounded, with the name of the rule; `partial` says whether ids were left out."""
-        found: dict[str, Any] = {
+        """The figures, unrounded, with the name of the rule; and what was left out, where something was."""
+        extra = len(self.extra) + self.dropped
+        left_out = {"partial": True, "missing": len(self.missing), "extra": extra} if self.partial else {}
+        return {
             "metric": self.name,
             "variant": self.metric.variant,
             "rule": self.metric.rule,
-            "unit": self.metric.unit,
             "n": len(self.records),
             "unparsed": self.scores.unparsed,
             "scores": dict(self.scores.values),
-            "partial": bool(self.missing or self.extra),
+            **left_out,
         }
-        if found["partial"]:
-            found |= {"missing": len(self.missing), "extra": len(self.extra)}
-        if self.unused:
-            found["unused_references"] = self.unused
-        return found
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """One object for each item: id, prediction, what was read from it, its score, and further figures."""
@@ -92,7 +95,7 @@ def score_files(name: str, metric: Metric, given: Given) -> Scored:
     case = metric.read(given)
     predictions, records, missing, extra = join(case, partial=given.partial)
     scores = metric.score([prediction.text for prediction in predictions], records)
-    return Scored(name, metric, scores, predictions, records, missing, extra, case.unused)
+    return Scored(name, metric, scores, predictions, records, missing, extra, case.unused, case.dropped)
 
 
 def join(case: Case, *, partial: bool) -> tuple[list[Prediction], list[Record], list[str], list[str]]:

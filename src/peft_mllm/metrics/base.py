@@ -96,11 +96,13 @@ class Case:
         predictions: the answers.
         records: what they are scored against.
         unused: references that the rule does not ask answers for, such as images without a caption for CHAIR.
+        dropped: answers or questions without a reference that are not among the predictions; only with `partial`.
     """
 
     predictions: Sequence[Prediction]
     records: Sequence[Record]
     unused: int = 0
+    dropped: int = 0
 
 
 class Metric(ABC):

@@ -103,10 +103,12 @@ def _references(document: Document) -> list[Record]:
         places.setdefault(key, row.place)
         captions.setdefault(key, []).extend(_captions(row))
     if document.has("images", list):
-        without = [row.key(("id",)) for row in Document(document.path, document.value["images"]).rows()]
-        without = [key for key in without if key not in captions]
+        images = [row.key(("id",)) for row in Document(document.path, document.value["images"]).rows()]
+        without = [key for key in images if key not in captions]
         if without:
             raise DataError(f"{document.path}: {len(without)} images have no caption: {', '.join(without[:10])}.")
+        # the official order: a caption's tokens depend on how the next one begins
+        captions = {key: captions[key] for key in dict.fromkeys([*images, *captions])}
     return [reference(key, texts[0], source=places[key], references=tuple(texts)) for key, texts in captions.items()]
 
 

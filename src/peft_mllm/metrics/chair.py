@@ -18,7 +18,7 @@ from typing import Any
 
 from peft_mllm.errors import DataError
 from peft_mllm.metrics.base import Case, Given, Metric, Prediction, Scores, Variant, reference
-from peft_mllm.metrics.reading import Document, Row, answer_of, in_words, one_file, read
+from peft_mllm.metrics.reading import Document, Row, answer_of, image_key, in_words, one_file, read
 from peft_mllm.record import Record
 
 _IDS = ("image_id", "image", "id", "question_id")
@@ -75,13 +75,6 @@ class CHAIR(Metric):
         return Case(predictions, records, unused=len(objects) - len(records))
 
 
-def image_key(image: Any) -> str:
-    """The id in a COCO file name: `COCO_val2014_000000001290.jpg` is 1290; any other text is itself."""
-    text = str(image)
-    tail = Path(text).stem.rsplit("_", 1)[-1]
-    return str(int(tail)) if tail.isdecimal() and (text.startswith("COCO_") or "." in text) else text
-
-
 def _record(key: str, objects: Iterable[str]) -> Record:
     return reference(key, ", ".join(sorted(objects)), objects=frozenset(objects))
 
@@ -99,6 +92,9 @@ def _objects(record: Record) -> frozenset[str]:
 def _captions(document: Document) -> list[Prediction]:
     if document.has("imgToEval", dict):
         rows = [Row(value, f"{document.path}, imgToEval[{key}]") for key, value in document.value["imgToEval"].items()]
+        for row in rows:
+            if not isinstance(row.value, dict):
+                row.fail(f"expected an object, found {in_words(row.value)}.")
     else:
         rows = document.rows("annotations", "predictions", "results", "sentences")
     return [Prediction(image_key(row.key(_IDS)), answer_of(row), row.place) for row in rows]
@@ -153,16 +149,18 @@ def _of_file(document: Document, wanted: set[str]) -> tuple[str, dict[str, set[s
 
 
 def _categories(document: Document) -> dict[Any, str]:
-    listed = document.value.get("categories", [])
+    listed = document.value["categories"] if document.has("categories", list) else []
     return {
-        each["id"]: str(each["name"]) for each in listed if isinstance(each, dict) and {"id", "name"} <= each.keys()
+        str(each["id"]): str(each["name"])
+        for each in listed
+        if isinstance(each, dict) and {"id", "name"} <= each.keys()
     }
 
 
 def _category(row: Row, categories: dict[Any, str]) -> str:
     from peft_mllm.metrics.text.objects import synonyms
 
-    name = categories.get(row.value.get("category_id"))
+    name = categories.get(str(row.value.get("category_id")))
     if name not in synonyms():
         row.fail(f"category {row.value.get('category_id')!r} is none of COCO's 80 objects.")
     return synonyms()[name]

@@ -85,6 +85,6 @@ def _record(row: Row) -> Record:
     answer = row.find(["answer"], "answer")
     if not isinstance(answer, str):
         row.fail(f"the answer is {answer!r}, {in_words(answer)}, and must be text.")
-    types = row.get("types", dict, {})
+    types = {name: str(value) for name, value in row.get("types", dict, {}).items() if value is not None}
     question = row.get("question", str, "")
     return reference(row.place.rsplit(" ", 1)[1], answer, question=question, source=row.place, types=types)

@@ -113,7 +113,7 @@ def _references(paths: Sequence[Path]) -> tuple[list[Record], dict[str, list[str
         if not all(isinstance(value, list) for value in values.values()):
             problems |= {(place := f"{path}, problem {pid}"): Row(value, place) for pid, value in values.items()}
         elif "skill" in path.name:
-            skills |= values
+            skills |= {pid: [str(name) for name in names] for pid, names in values.items()}
         else:
             splits |= {name: [str(pid) for pid in pids] for name, pids in values.items()}
     if not problems:
@@ -140,6 +140,7 @@ def _record(row: Row, skills: Mapping[str, Sequence[str]]) -> Record:
     pid = row.place.rsplit(" ", 1)[1]
     choices = [str(choice) for choice in row.get("choices", list, [])]
     answer = row.find(["answer"], "answer")
+    index = answer if choices else None
     if choices:
         if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
             row.fail(f"answer {answer!r} is not the index of one of its {len(choices)} choices.")
@@ -150,6 +151,7 @@ def _record(row: Row, skills: Mapping[str, Sequence[str]]) -> Record:
         question=row.get("question", str, ""),
         source=row.place,
         choices=tuple(choices),
+        index=index,
         task=row.get("ques_type", str, ""),
         grade=row.get("grade", str, ""),
         skills=tuple(skills.get(pid, ())),
@@ -177,4 +179,8 @@ def _official_text(path: Path, pid: str, value: Any, record: Record | None) -> s
     if not choices:
         return str(value)
     index = str(value)
-    return choices[int(index)] if index.isdecimal() and int(index) < len(choices) else _NO_CHOICE
+    if not index.isdecimal() or int(index) >= len(choices):
+        return _NO_CHOICE
+    chosen = choices[int(index)]
+    # two choices may read alike: the other of them is another index, and wrong
+    return _NO_CHOICE if record and chosen == record.answer and int(index) != record.meta["index"] else chosen

@@ -153,5 +153,7 @@ def _review_text(review: Any, place: str) -> str:
                 return str(review[key])
         choices = review.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            return str((choices[0].get("message") or {}).get("content", ""))
+            message = choices[0].get("message")
+            if isinstance(message, dict):
+                return str(message.get("content") or "")
     raise DataError(f"{place}: expected a review, as text or as a response with choices, found {in_words(review)}.")

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from peft_mllm.errors import DataError
 from peft_mllm.metrics.base import Case, Given, Prediction, reference
-from peft_mllm.metrics.pairs import has_id
-from peft_mllm.metrics.reading import Row, answer_of, one_file, read
+from peft_mllm.metrics.reading import Row, answer_of, image_key, one_file, read
 from peft_mllm.record import Record
 
 _SETS = ("random", "popular", "adversarial")
 _QUESTION = ("question", "prompt", "text")
+_IDS = ("question_id",)
 
 Answers = Mapping[str, Sequence[tuple[str, Row]]]
 """The answers of each set, each with its own id; an empty set's name is the only set."""
@@ -32,8 +33,9 @@ def read_sets(given: Given) -> Case:
     names = [each[0].meta["category"] for each in labels.values()]
     if len(set(names)) < len(names):
         raise DataError(f"Two label files are of one set ({', '.join(names)}). Name them like coco_pope_random.json.")
+    dropped = 0
     if given.questions:
-        by_set = _by_category(given)
+        by_set, dropped = _by_category(given)
     elif len(given.predictions) == len(labels):
         by_set = _by_file(given.predictions, names)
     else:
@@ -47,7 +49,8 @@ def read_sets(given: Given) -> Case:
     predictions = []
     for name, own in zip(names, labels.values(), strict=True):
         predictions += _join(own, by_set.get(name, ()), name, partial=given.partial)
-    return Case(predictions, records)
+    dropped += sum(len(by_set[name]) for name in unknown)
+    return Case(predictions, records, dropped=dropped)
 
 
 def set_name(path: Path) -> str:
@@ -63,11 +66,10 @@ def _labels(path: Path, name: str) -> list[Record]:
         label = row.text(["label", "answer"], "label").strip().lower()
         if label not in ("yes", "no"):
             row.fail(f"the label is {label!r}, and must be yes or no.")
-        own = row.key() if has_id(row) else str(number)
+        own = row.key(_IDS) if _has_id(row) else str(number)
         question = next((row.value[key] for key in _QUESTION if isinstance(row.value.get(key), str)), "")
-        image = str(row.value.get("image", ""))
-        key = f"{name}/{own}"
-        records.append(reference(key, label, question=question, source=row.place, category=name, image=image))
+        meta = {"category": name, "image": _image(row), "has_id": _has_id(row)}
+        records.append(reference(f"{name}/{own}", label, question=question, source=row.place, **meta))
     return records
 
 
@@ -95,15 +97,15 @@ def _by_own_category(path: Path, names: Sequence[str]) -> Answers:
     return found
 
 
-def _by_category(given: Given) -> Answers:
-    """One file of answers with a question file that has each question's category."""
-    questions = {row.key(): row for path in given.questions for row in read(path).rows("questions", "data")}
+def _by_category(given: Given) -> tuple[Answers, int]:
+    """Answers with a question file that has each question's category, and how many answer none of its questions."""
+    questions = {row.key(_IDS): row for path in given.questions for row in read(path).rows("questions", "data")}
     found: dict[str, list[tuple[str, Row]]] = {}
     seen: dict[str, str] = {}
     unknown, twice = [], []
     for path in given.predictions:
         for row in _rows(path):
-            key = row.key()
+            key = row.key(_IDS)
             if key in seen:
                 twice.append(key)
             if key not in questions:
@@ -123,18 +125,31 @@ def _by_category(given: Given) -> Answers:
     ]
     if problems:
         raise DataError(f"The ids of the answers are not those of the questions. {'; '.join(problems)}.")
-    return found
+    return found, len(unknown)
 
 
 def _own(row: Row) -> tuple[str, Row]:
-    return (row.key() if has_id(row) and "question_id" in row.value else "", row)
+    return (row.key(_IDS) if _has_id(row) else "", row)
+
+
+def _has_id(row: Row) -> bool:
+    """Whether an entry has an id of its own: its image has several questions."""
+    return "question_id" in row.value
+
+
+def _image(row: Row) -> str:
+    """What an entry's image is called, the same for COCO's number, its file name and a path; empty without one."""
+    image: Any = row.value.get("image")
+    if isinstance(image, bool) or not isinstance(image, (str, int)):
+        return ""
+    return Path(image_key(Path(str(image)).name)).stem
 
 
 def _join(
     labels: Sequence[Record], answers: Sequence[tuple[str, Row]], name: str, *, partial: bool
 ) -> list[Prediction]:
     """The answers of a set with the keys of their labels: by id where all have one, else by order."""
-    if answers and all(own for own, _ in answers):
+    if answers and all(own for own, _ in answers) and all(record.meta["has_id"] for record in labels):
         return [Prediction(f"{name}/{own}", answer_of(row), row.place) for own, row in answers]
     if len(answers) != len(labels) and not (partial and _all_found(labels, answers)):
         old = " LLaVA-1.5's question file has the older random set of 2,910 questions." if len(answers) == 2910 else ""
@@ -163,7 +178,8 @@ def _check_order(labels: Sequence[Record], answers: Sequence[tuple[str, Row]], n
     """Refuse answers whose question is another label's: they are in another order."""
     known = {_label_question(record) for record in labels}
     wrong = [
-        f"{row.place}: answers {_asked(row)!r}, the label asks {_label_question(record)!r}"
+        f"{row.place}: answers {_asked(row)!r}{_of(_image(row))}, "
+        f"the label asks {_label_question(record)!r}{_of(record.meta['image'])}"
         for record, (_, row) in zip(labels, answers, strict=True)
         if _differs(record, row, known)
     ]
@@ -172,26 +188,30 @@ def _check_order(labels: Sequence[Record], answers: Sequence[tuple[str, Row]], n
         raise DataError(f"{len(wrong)} answers of the set '{name}' are not in the order of the labels:\n  {shown}")
 
 
+def _of(image: str) -> str:
+    return f" of image {image}" if image else ""
+
+
 def _differs(record: Record, row: Row, known: set[str]) -> bool:
-    asked, image = _asked(row), str(row.value.get("image", ""))
+    asked, image = _asked(row), _image(row)
     if asked and asked != _label_question(record) and asked in known:
         return True
-    return bool(image and record.meta["image"] and Path(image).name != Path(record.meta["image"]).name)
+    return bool(image and record.meta["image"] and image != record.meta["image"])
 
 
 def _all_found(labels: Sequence[Record], answers: Sequence[tuple[str, Row]]) -> bool:
-    known = {(Path(record.meta["image"]).name, _label_question(record)) for record in labels}
-    return all((Path(str(row.value.get("image", ""))).name, _asked(row)) in known for _, row in answers)
+    known = {(record.meta["image"], _label_question(record)) for record in labels}
+    return all((_image(row), _asked(row)) in known for _, row in answers)
 
 
 def _by_question(labels: Sequence[Record], answers: Sequence[tuple[str, Row]]) -> list[Prediction]:
     """Part of a set's answers, by image and question; the first label of a pair takes its first answer."""
     free: dict[tuple[str, str], list[str]] = {}
     for record in labels:
-        free.setdefault((Path(record.meta["image"]).name, _label_question(record)), []).append(record.id)
+        free.setdefault((record.meta["image"], _label_question(record)), []).append(record.id)
     predictions = []
     for _, row in answers:
-        same = free[Path(str(row.value.get("image", ""))).name, _asked(row)]
+        same = free[_image(row), _asked(row)]
         key = same.pop(0) if len(same) > 1 else same[0]
         predictions.append(Prediction(key, answer_of(row), row.place))
     return predictions

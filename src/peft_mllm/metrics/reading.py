@@ -6,8 +6,10 @@ What is wrong is one `DataError` that names the file and the line or entry. Extr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -143,7 +145,11 @@ def read(path: Path) -> Document:
     except json.JSONDecodeError as error:
         if _is_lines(text):
             return _read_lines(path, text)
+        if error.msg == "Extra data":
+            return _read_stream(path, text)
         raise DataError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}). {_CUT}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON that can be read ({error}).") from error
 
 
 def in_words(value: Any) -> str:
@@ -167,6 +173,13 @@ def answer_of(row: Row) -> str:
     return row.text(("text", *TEXT_KEYS) if "prompt" in row.value else TEXT_KEYS)
 
 
+def image_key(image: Any) -> str:
+    """The id in a COCO file name: `COCO_val2014_000000001290.jpg` is 1290; any other text is itself."""
+    text = str(image)
+    tail = Path(text).stem.rsplit("_", 1)[-1]
+    return str(int(tail)) if tail.isdecimal() and (text.startswith("COCO_") or "." in text or len(text) == 12) else text
+
+
 def one_file(paths: Sequence[Path], option: str) -> Path:
     """The only file of an option that takes one.
 
@@ -179,15 +192,16 @@ def one_file(paths: Sequence[Path], option: str) -> Path:
 
 
 def _parse(text: str, path: Path) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 1000 else _twice(names)
-            raise DataError(f"{path}: duplicate keys in one object: {', '.join(twice[:10])}.")
-        return value
+    return json.loads(text, object_pairs_hook=partial(_unique, path=path))
 
-    return json.loads(text, object_pairs_hook=unique)
+
+def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 1000 else _twice(names)
+        raise DataError(f"{path}: duplicate keys in one object: {', '.join(twice[:10])}.")
+    return value
 
 
 def _twice(names: Sequence[str]) -> list[str]:
@@ -202,6 +216,29 @@ def _is_lines(text: str) -> bool:
         return isinstance(json.loads(first), dict)
     except ValueError:
         return False
+
+
+def _read_stream(path: Path, text: str) -> Document:
+    """Objects one after the other, each over several lines, as POPE publishes some of its captions."""
+    decoder = json.JSONDecoder(object_pairs_hook=partial(_unique, path=path))
+    values: list[Any] = []
+    lines: list[int] = []
+    at = number = 0
+    while found := re.compile(r"\S").search(text, at):
+        number += text.count("\n", at, found.start())
+        try:
+            value, end = decoder.raw_decode(text, found.start())
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}). {_CUT}"
+            ) from error
+        if not isinstance(value, dict):
+            raise DataError(f"{path}, line {number + 1}: not JSON (more than one value that is no object). {_CUT}")
+        values.append(value)
+        lines.append(number + 1)
+        number += text.count("\n", found.start(), end)
+        at = end
+    return Document(path, values, tuple(lines))
 
 
 def _read_lines(path: Path, text: str) -> Document:

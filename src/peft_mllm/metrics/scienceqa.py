@@ -30,6 +30,7 @@ from peft_mllm.record import Record
 _LETTERS = "ABCDE"
 # The last dot is any character: meant as a full stop, but published figures were made with it as it is.
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
+_INDEX = re.compile(r"-?[0-9]{1,18}")
 
 Meta = Mapping[str, Any]
 _EARLY_GRADES = tuple(f"grade{n}" for n in range(1, 7))
@@ -119,7 +120,7 @@ def _official(text: str, choices: int) -> str | None:
 
 
 def _stored(text: str, choices: int) -> str | None:
-    if not re.fullmatch(r"-?\d+", text):
+    if not _INDEX.fullmatch(text):
         raise DataError(
             f"The variant 'stored' scores the stored options of an official result file, and {text!r} is no index. "
             "Use another variant to score what a model wrote."
@@ -160,12 +161,13 @@ def _predictions(document: Document, *, stored: bool) -> list[Prediction]:
 
 def _official_entry(path: Path, name: str, pid: str, value: object) -> Prediction:
     place = f"{path}, {name}[{pid}]"
-    kind = int if name == "results" else str
-    if not isinstance(value, kind) or isinstance(value, bool):
+    text = str(value) if name == "results" and isinstance(value, int) and not isinstance(value, bool) else value
+    # the official script takes int() of what is stored, so an index may be text
+    if not isinstance(text, str) or (name == "results" and not _INDEX.fullmatch(text)):
         raise DataError(
-            f"{place}: is {value!r}, {in_words(value)}, and must be {'an index' if kind is int else 'text'}."
+            f"{place}: is {value!r}, {in_words(value)}, and must be {'an index' if name == 'results' else 'text'}."
         )
-    return Prediction(pid, str(value), place)
+    return Prediction(pid, text, place)
 
 
 def _problems(paths: Sequence[Path]) -> tuple[dict[str, tuple[dict[str, Any], str]], dict[str, list[str]]]:

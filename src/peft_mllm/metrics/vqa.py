@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from peft_mllm.errors import DataError
@@ -115,20 +116,26 @@ class VQAAccuracy(Metric):
             parsed.append(given)
         kinds = [[str(record.meta.get("answer_type") or "")] for record in records]
         questions = [[str(record.meta.get("question_type") or "")] for record in records]
+        known = {name for [name] in kinds if name}
         values = {
             "accuracy": per_cent(right),
             **by_group("accuracy", right, kinds, order=_ANSWER_TYPES),
-            **by_group("accuracy", right, questions),
+            # OK-VQA has "other" among the types of answers and among those of questions
+            **by_group("accuracy", right, [[f"{name} (question)" if name in known else name] for [name] in questions]),
         }
         return Scores(values, right, parsed)
 
     def read(self, given: Given) -> Case:
         """Read annotations and results; question files only restrict and check the ids."""
         records = [record for path in given.references for record in _references(read(path))]
+        unknown: set[str] = set()
         if given.questions:
-            records = _asked(records, [read(path) for path in given.questions], partial=given.partial)
+            records, unknown = _asked(records, [read(path) for path in given.questions], partial=given.partial)
         rows = read(one_file(given.predictions, "--predictions")).rows("predictions", "results", "annotations")
-        return Case(_predictions(rows, records), records)
+        predictions, records = _joined(rows, records)
+        # those that have an answer are counted by it
+        dropped = unknown - {prediction.key for prediction in predictions}
+        return Case(predictions, records, dropped=len(dropped))
 
 
 def agreement(prediction: str, answers: Sequence[str], *, leave_one_out: bool) -> float:
@@ -177,22 +184,29 @@ def _one_answer(row: Row, answer: object) -> str:
     return text
 
 
-def _asked(records: Sequence[Record], documents: Sequence[Document], *, partial: bool) -> list[Record]:
-    """The references of the questions that were asked: a file of questions must ask all of them, or be partial."""
+def _asked(records: Sequence[Record], documents: Sequence[Document], *, partial: bool) -> tuple[list[Record], set[str]]:
+    """The references of the questions that were asked, and the ids without one: only `partial` allows these."""
     asked = {row.key(_IDS) for document in documents for row in document.rows("questions", "data")}
     known = {record.id for record in records} | {str(record.meta["image_id"]) for record in records}
-    unknown = sorted(asked - known)
+    unknown = asked - known
     if unknown and not partial:
         raise DataError(
             f"{documents[0].path}: {len(unknown)} of its {len(asked)} questions have no reference: "
-            f"{', '.join(unknown[:10])}. Give the references of these questions, or --partial."
+            f"{', '.join(sorted(unknown)[:10])}. Give the references of these questions, or --partial."
         )
-    return [record for record in records if record.id in asked or record.meta["image_id"] in asked]
+    ids = {record.id for record in records}
+    images = asked - ids  # what is no question's id is an image's: LLaVA's TextVQA
+    return [record for record in records if record.id in asked or record.meta["image_id"] in images], unknown
 
 
-def _predictions(rows: Sequence[Row], records: Sequence[Record]) -> list[Prediction]:
-    """Predictions by id; LLaVA's answers to TextVQA name the image instead, and the prompt has the question."""
-    known = {record.id for record in records}
+def _joined(rows: Sequence[Row], records: Sequence[Record]) -> tuple[list[Prediction], list[Record]]:
+    """Predictions by id, and what they are scored against.
+
+    LLaVA's answers to TextVQA name the image instead of the question, which the prompt has. Where an image has the
+    same question twice, its script scores both answers against the last of their annotations.
+    """
+    known = {record.id: record for record in records}
+    rescored: dict[str, Record] = {}
     by_question: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in records:
         by_question[record.meta["image_id"], record.question[0].text.lower()].append(record.id)
@@ -201,10 +215,12 @@ def _predictions(rows: Sequence[Row], records: Sequence[Record]) -> list[Predict
         key = row.key(_IDS)
         if key not in known and isinstance(row.value.get("prompt"), str):
             same = by_question.get((key, question_of(row.value["prompt"]).lower()), [])
-            # an image may have the same question twice, and the answers then stand in the same order
-            key = (same.pop(0) if len(same) > 1 else same[0]) if same else key
+            if same:
+                last = known[same[-1]]
+                key = same.pop(0) if len(same) > 1 else same[0]
+                rescored[key] = replace(last, id=key)
         predictions.append(Prediction(key, answer_of(row), row.place))
-    return predictions
+    return predictions, [rescored.get(record.id, record) for record in records]
 
 
 def question_of(prompt: str) -> str:

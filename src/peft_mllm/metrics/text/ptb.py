@@ -20,7 +20,7 @@ PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 
-_SKIPPED = re.compile(r"[ \t\u00A0\u2000-\u200A\u3000]+")
+_SKIPPED = re.compile(r"(?:[ \t\u00A0\u2000-\u200A\u3000]|(?i:&nbsp;))+")
 _LINE_ENDS = re.compile(r"\r\n|[\r\n\u2028\u2029\x0b\x0c\x85]")
 # A plain word before a space or line's end is what it is, unless it is one of those that are split.
 _PLAIN = re.compile(r"[A-Za-z]+(?=[ \n])")

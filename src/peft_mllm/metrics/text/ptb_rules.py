@@ -29,7 +29,7 @@ APOSTROPHE = r"(?:['\u0092\u2019]|&apos;)"
 ANY_APOSTROPHE = r"(?:['\u0092\u2019`\u0091\u2018\u201B]|&apos;)"
 SPACE = r"[ \t\u00A0\u2000-\u200A\u3000]"
 SPACE_LINE = r"[ \t\u00A0\u2000-\u200A\u3000\n]"
-DASH = r"(?:&(?:MD|mdash|ndash);|[\u0096\u0097\u2013-\u2015])"
+DASH = r"(?:(?i:&(?:MD|mdash|ndash);)|[\u0096\u0097\u2013-\u2015])"
 TAG = (
     r"<(?:[!?][A-Za-z-][^>\n]*|/?[A-Za-z][A-Za-z0-9_:.-]*"
     r"(?:[ ]+[A-Za-z][A-Za-z0-9_:.-]*(?:[ ]*=[ ]*(?:'[^'\n]*'|\"[^\"\n]*\"|[A-Za-z][A-Za-z0-9_:.-]*))?)*[ ]*/?)[ ]*>"
@@ -44,18 +44,18 @@ FRACTION = rf"(?:{DIGIT}{{1,4}}[- \u00A0])?{DIGIT}{{1,4}}(?:\\?/|\u2044){DIGIT}{
 DATE = rf"{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{2,4}}"
 _PART = rf"(?:[dDoOlL]{ANY_APOSTROPHE}{LETTER_DIGIT})?{LETTER_DIGIT}+"
 THING = rf"{_PART}(?:[-_\u058A\u2010\u2011]{_PART})*"
-CAPITALS = r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
+CAPITALS = r"[A-Z]+(?:(?:[+&]|(?i:&amp;))[A-Z]+)+"
 _HYPHENED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 SLASHED = rf"{_HYPHENED}(?:\\?/{_HYPHENED}){{1,2}}"
 HYPHENED = r"[A-Za-z0-9][A-Za-z0-9.,\u00AD]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\u00AD]+))+"
-CLITIC = rf"{APOSTROPHE}(?:re|ve|ll|RE|VE|LL|[msdMSD])"
+CLITIC = rf"{APOSTROPHE}(?i:re|ve|ll|[msd])"
 
 ACRONYM = r"(?:(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\.R)|[A-Za-z](?:\.[A-Za-z])+)"
 _BEGINS = (
     r"A|About|According|Additionally|After|An|As|At|But|Earlier|He|Here|Her|However|If|In|It|Last|Many|More|Mr\.|Ms\.|"
     "Now|Once|One|Other|Our|She|Since|So|Some|Such|That|Their|Then|There|These|The|They|This|We|When|While|What|Yet|You"
 )
-BEGINNING = rf"{SPACE_LINE}+(?:{_BEGINS}|{TAG}){SPACE_LINE}"
+BEGINNING = rf"{SPACE_LINE}+(?:{_BEGINS}|{_BEGINS.upper()}|{TAG}){SPACE_LINE}"
 """Words that begin a sentence after an acronym."""
 _ENDING = (
     "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thurs?|Fri|"
@@ -99,10 +99,10 @@ _EXTENSION = (
 )
 FILE = rf"{LETTER_DIGIT}+(?:\.{LETTER_DIGIT}+)*\.(?:{_EXTENSION})"
 WITH_APOSTROPHE = (
-    rf"(?:{APOSTROPHE}[nN]{APOSTROPHE}?|[lLdDjJ]{APOSTROPHE}|[Dd]unkin{APOSTROPHE}|somethin{APOSTROPHE}|ol{APOSTROPHE}|"
-    rf"{APOSTROPHE}em|[A-HJ-XZn]{APOSTROPHE}{LETTER}{{2,}}|{APOSTROPHE}[2-9]0s|{APOSTROPHE}till?|"
-    rf"{LETTER}+[aeiouyAEIOUY]{ANY_APOSTROPHE}[aeiouA-Z]{LETTER}*|{APOSTROPHE}cause|cont'd\.?|'twould|nor'easter|"
-    rf"c'mon|e'er|s'mores|ev'ry|li'l|nat'l|O{ANY_APOSTROPHE}o)"
+    rf"(?:(?i:{APOSTROPHE}n{APOSTROPHE}?|[ldj]{APOSTROPHE}|dunkin{APOSTROPHE}|somethin{APOSTROPHE}|ol{APOSTROPHE}|"
+    rf"{APOSTROPHE}em|{APOSTROPHE}[2-9]0s|{APOSTROPHE}till?|{APOSTROPHE}cause|cont'd\.?|(?-i:'twould)|nor'easter|"
+    rf"c'mon|e'er|s'mores|ev'ry|li'l|nat'l|o{ANY_APOSTROPHE}o)|[A-HJ-XZn]{APOSTROPHE}{LETTER}{{2,}}|"
+    rf"{LETTER}+[aeiouyAEIOUY]{ANY_APOSTROPHE}[aeiouA-Z]{LETTER}*)"
 )
 
 
@@ -160,7 +160,7 @@ _I = re.IGNORECASE
 RULES: tuple[Rule, ...] = (
     _rule(TAG, write=_one_token),
     _rule(DASH, write=lambda text: "--"),
-    _rule(r"&amp;", write=lambda text: "&"),
+    _rule(r"&amp;", write=lambda text: "&", flags=_I),
     _rule(r"cannot", keep=3, flags=_I),
     _rule(r"gonna|gotta|lemme|gimme|wanna", keep=3, flags=_I),
     _rule(r"'(?:tis|twas)", keep=2, flags=_I),
@@ -169,7 +169,7 @@ RULES: tuple[Rule, ...] = (
     _rule(WORD, write=_no_soft_hyphens),
     _rule(WITH_APOSTROPHE),
     _rule(rf"[yY]{APOSTROPHE}", LETTER),
-    _rule(URL),
+    _rule(URL, flags=_I),
     _rule(LIKELY_URL),
     _rule(MAIL),
     _rule(r"@[a-zA-Z_][a-zA-Z_0-9]*"),
@@ -181,11 +181,10 @@ RULES: tuple[Rule, ...] = (
     _rule(r"[\u207A\u207B\u208A\u208B]?(?:[\u2070\u00B9\u00B2\u00B3\u2074-\u2079]+|[\u2080-\u2089]+)"),
     _rule(FRACTION, write=_one_token),
     _rule(r"[\u00BC-\u00BE\u2153-\u215E]", write=lambda text: _FRACTIONS.get(text, text)),
-    _rule(r"-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|C\.D\.s|pro-|anti-|S(?:&|&amp;)P-500|S(?:&|&amp;)Ls|[Cc]ap'n|[Cc]'est"),
+    _rule(r"-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|C\.D\.s|pro-|anti-|S(?:&|&amp;)P-500|S(?:&|&amp;)Ls|cap'n|c'est", flags=_I),
     _rule(rf"{APOSTROPHE}[0-9][0-9]", SPACE_LINE),
-    _rule(r"(?:E|Yahoo|Jeopardy)!", r"(?=[ \n][a-z])"),
     _rule(THING, write=_no_soft_hyphens),
-    _rule(CAPITALS, write=lambda text: text.replace("&amp;", "&")),
+    _rule(CAPITALS, write=lambda text: re.sub("&amp;", "&", text, flags=_I)),
     _rule(SLASHED),
     _rule(r"[A-Z]*\$|#"),
     _rule(r"[\u00A2-\u00A5\u0080\u20A0\u20AC\u060B\u0E3F\u20A4\uFFE0\uFFE1\uFFE5\uFFE6]", write=_currency),
@@ -206,8 +205,9 @@ RULES: tuple[Rule, ...] = (
     _rule(SMILEY_EAST, write=_brackets),
     _rule(r"\"|&quot;", r"[A-Za-z0-9$]", write=lambda text: "``"),
     _rule(r"\"|&quot;", write=lambda text: "''"),
-    _rule(r"<|&lt;", write=lambda text: "<"),
-    _rule(r">|&gt;", write=lambda text: ">"),
+    _rule(r"&(?:quot|apos);", flags=_I),
+    _rule(r"<|(?i:&lt;)", write=lambda text: "<"),
+    _rule(r">|(?i:&gt;)", write=lambda text: ">"),
     _rule(r"[\[\]]", write=lambda text: "-LSB-" if text == "[" else "-RSB-"),
     _rule(r"[{}]", write=lambda text: "-LCB-" if text == "{" else "-RCB-"),
     _rule(r"[()]", write=_brackets),
