@@ -24,3 +24,9 @@ def cases() -> Path:
     if not path.is_dir():
         pytest.skip(f"the recorded cases are not at {path}")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests measure of a base is not kept among the user's files."""
+    os.environ["PEFT_MLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -79,7 +79,7 @@ def outcome(run: Path) -> dict[str, Any]:
     result = read(run / "result.json")
     (adapter,) = (run / "adapter").glob("*.safetensors")
     training = {k: v for k, v in result["training"].items() if k not in CLOCKS | {"resumed"}}
-    scores = {name: {**score, "seconds": 0} for name, score in result["scores"].items()}
+    scores = {name: {**score, "seconds": 0, "resumed": 0} for name, score in result["scores"].items()}
     return {
         "adapter": adapter.read_bytes(),
         "metrics": metrics(run),

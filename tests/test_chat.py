@@ -50,7 +50,7 @@ def evaluated(tuned, record, max_new_tokens=24):
     """What the evaluation would have got for an answer."""
     options = {"max_new_tokens": max_new_tokens, "eos_token_id": list(tuned.family.stops), **TOLD}
     sample = tuned.family.encode(record, answer=False)
-    return ask(tuned, [sample], {**options, "pad_token_id": pad_token(tuned)})[0]
+    return ask(tuned, [sample], {**options, "pad_token_id": pad_token(tuned)})[0].text
 
 
 # --- answers ---

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 import peft_mllm
 from own_data import chat, image, jsonl
-from peft_mllm import evaluation, files, run, training
+from peft_mllm import evaluation, files, scored, training
 from peft_mllm.errors import DiskError, DivergedError, SpecError
 from peft_mllm.models.llava import Llava
 from peft_mllm.rundir import RunDir
@@ -137,7 +137,7 @@ NAMED_MOMENTS: dict[str, Callable[[], None]] = {
     "before old checkpoints go": _patched(RunDir, "rotate", 3),
     "before the final adapter": _patched(Tuned, "save", 1),
     "in the middle of the scoring": _patched(evaluation, "ask", 2),
-    "before the predictions": _patched(run, "write_lines", 1),
+    "before the predictions": _patched(scored, "write_lines", 1),
     "before the result": _patched(RunDir, "write_result", 1),
     "after the result": _patched(RunDir, "set_status", 2),
 }

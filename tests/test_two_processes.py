@@ -210,3 +210,22 @@ def test_one_process_after_the_other_scores_alike(tmp_path, one):
     said = command("evaluate", one, "--output", tmp_path / "scores")
     assert said.code == 0
     assert lines(tmp_path / "scores/predictions/scenes_at.jsonl") == lines(one / "predictions/scenes_at.jsonl")
+
+
+def test_two_processes_go_on_where_one_was_stopped(tmp_path, one):
+    """Which questions meet does not depend on how many processes there are, so whole batches are taken over."""
+    output = tmp_path / "scores"
+    assert command("evaluate", one, "--output", output).code == 0
+    file = output / "predictions/scenes_at.jsonl"
+    whole = lines(file)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+
+    def work(rank: int) -> None:
+        sys.argv = ["peft-mllm", "evaluate", str(one), "--output", str(output), "--json"]
+        cli.main()
+
+    assert in_processes(2, work, tmp_path / "log") == [0, 0]
+    assert lines(file) == whole
+    assert 0 < read(output / "scores.json")["scores"]["scenes_at"]["resumed"] < 5
+    said = [(tmp_path / f"log-{rank}").read_text() for rank in (0, 1)]
+    assert ['"values"' in each for each in said] == [True, False], "one of them speaks"

@@ -46,33 +46,40 @@ def train(spec: str | Path | Mapping[str, Any] | Spec, *overrides: str, quiet: b
 
 
 def evaluate(
-    target: str | Path,
+    target: str | Path | Sequence[str | Path],
     tasks: Sequence[str | Mapping[str, Any]] = (),
     *,
     base: str | None = None,
     output_dir: str | Path | None = None,
     limit: int | None = None,
+    choices: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Score a run, a base model, or a PEFT directory on a base.
+    """Score runs, base models, or PEFT directories; those of one base with one load of it.
 
     Args:
-        target: a run directory; a model (`embedded`, a directory, a hub id); or a PEFT directory.
+        target: a run directory; a model (`embedded`, a directory, a hub id); a PEFT directory; or a list of such.
         tasks: names, or {"name": ..., option: ...}; a run's own tasks when left out.
         base: the base of a PEFT directory; what its adapter_config.json names when left out.
-        output_dir: where predictions and scores are written; nowhere when left out.
+        output_dir: where predictions and scores are written, of several targets in a folder for each; nowhere when
+            left out. The same call again goes on where the last was stopped.
         limit: score only the first questions of each task.
+        choices: how multiple choice is answered: `generate`, `likelihood`, `likelihood_sum` or `likelihood_chars`;
+            a run's own way when left out.
         quiet: show no progress.
 
     Returns:
-        task name -> its scores, as in result.json.
+        task name -> its scores, as in result.json; of a list, target -> that.
 
     Raises:
         peft_mllm.errors.UserError: the message says what is wrong, where, and how to mend it.
     """
     from peft_mllm.saved import evaluate_saved
 
-    return evaluate_saved(str(target), tasks, base=base, output_dir=output_dir, limit=limit, quiet=quiet)
+    alone = isinstance(target, (str, Path))
+    targets = [str(target)] if isinstance(target, (str, Path)) else [str(each) for each in target]
+    scores = evaluate_saved(targets, tasks, base=base, output_dir=output_dir, limit=limit, choices=choices, quiet=quiet)
+    return scores[targets[0]] if alone else scores
 
 
 def export(

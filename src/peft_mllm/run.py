@@ -20,9 +20,9 @@ from peft_mllm.data.encode import Sample
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply, account_of, measure_with
 from peft_mllm.errors import DataError, MethodError
-from peft_mllm.evaluation import evaluate, pad_token
+from peft_mllm.evaluation import pad_token
 from peft_mllm.exactness import SelfCheck, self_check, telling
-from peft_mllm.files import write_lines
+from peft_mllm.identity import identity_of
 from peft_mllm.interrupt import stop_requests
 from peft_mllm.loading import architecture, dtype_for, load_family
 from peft_mllm.matrix.known import KEEPS, Combination, consult
@@ -32,7 +32,9 @@ from peft_mllm.optimizer import check_names, learning_rates, make_optimizer, mak
 from peft_mllm.provenance import data_fingerprint, environment, peak_memory, weights_fingerprint
 from peft_mllm.quantization import size_of
 from peft_mllm.record import Record
-from peft_mllm.rundir import ADAPTER, PREDICTIONS, RunDir
+from peft_mllm.retention import Subject, answers_of, in_words, measure, measure_base, plain_text, retained
+from peft_mllm.rundir import ADAPTER, RunDir
+from peft_mllm.scored import score
 from peft_mllm.screen import Screen
 from peft_mllm.seeds import derive
 from peft_mllm.spec import Spec
@@ -41,7 +43,7 @@ from peft_mllm.splits import Opened, open_split, split_off
 from peft_mllm.tasks import TASKS, Split, Task
 from peft_mllm.trackers import Trackers
 from peft_mllm.training import Job, Progress, load_best, train
-from peft_mllm.tuned import Tuned, attach, trained_parts
+from peft_mllm.tuned import Tuned, attach, trained_parts, untouched
 from peft_mllm.world import World
 
 Result = dict[str, Any]
@@ -146,6 +148,8 @@ class Runner:
 
     def result(self) -> Result:
         """Attach, train, save, evaluate, and say it all."""
+        subjects = self._subjects()
+        before = self._of_base(subjects)
         tuned = self._attach()
         rates = learning_rates(self.spec.train, self.method.learning_rate)
         parts = trained_parts(tuned, rates, self._wanted())
@@ -153,6 +157,11 @@ class Runner:
         if parts:
             self.screen.parts([(part.part, part.parameters, part.total, part.learning_rate) for part in parts])
             trained = self._train(tuned, rates) | {"adapter": self._save(tuned)}
+        after = measure(tuned, subjects, rows=self._rows, world=self.world) if parts else before
+        retention = retained(before, after)
+        for line in in_words(retention) if parts else ():
+            self.screen.note(f"retention, {line}")
+        identity = identity_of(tuned, self.fingerprint)
         return {
             "schema": 1,
             "name": self.spec.title,
@@ -167,13 +176,29 @@ class Runner:
             },
             "trainable": {p.part: {"parameters": p.parameters, "learning_rate": p.learning_rate} for p in parts},
             **trained,
-            "scores": {asked.name: self._score(asked, tuned) for asked in self.questions},
+            "scores": {asked.name: self._score(asked, tuned, identity) for asked in self.questions},
+            "retention": retention,
             "peak_memory_bytes": peak_memory(self.world.device),
             "environment": environment(self.world.device),
             "processes": self.world.size,
             "seed": self.spec.seed,
             "notes": [*notes_on(self.spec.model.path), *self.doubts],
         }
+
+    def _subjects(self) -> list[Subject]:
+        """What is measured before and after training."""
+        spec, others = self.spec.retention, [each for each in self.questions if each.name != self.spec.task.name]
+        text = plain_text(self.family) if spec.text else None
+        answers = [answers_of(each.name, each.records, self.family, most=spec.samples) for each in others]
+        return [subject for subject in (text, *answers) if subject and subject.samples]
+
+    def _of_base(self, subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
+        base = untouched(self.family, bf16=self.bf16)
+        return measure_base(base, subjects, fingerprint=self.fingerprint, rows=self._rows, world=self.world)
+
+    @property
+    def _rows(self) -> int:
+        return self.spec.train.per_device_eval_batch_size
 
     def _attach(self) -> Tuned:
         torch.manual_seed(derive(self.spec.seed, "init"))
@@ -248,6 +273,8 @@ class Runner:
             records, held_out = split_off(records, self.spec.data.validation_fraction, self.spec.seed)
         self._refuse_losing(tuned, records)
         account = account_of(train.name, records, train.report, data_fingerprint(records))
+        origin = train.task.origin("train")
+        account |= {"origin": dict(origin)} if origin else {}
         return (
             self._supply(tuned, records),
             self._supply(tuned, held_out) if held_out else None,
@@ -311,7 +338,7 @@ class Runner:
         files = [file for file in (self.run_dir.path / ADAPTER).rglob("*") if file.is_file()]
         return {"directory": ADAPTER, "bytes": sum(file.stat().st_size for file in files)}
 
-    def _score(self, asked: Opened, tuned: Tuned) -> Result:
+    def _score(self, asked: Opened, tuned: Tuned, identity: str) -> Result:
         return score(
             asked,
             tuned,
@@ -320,50 +347,12 @@ class Runner:
             screen=self.screen,
             stop=self.stop,
             directory=self.run_dir.path,
+            identity=identity,
         )
 
     def _method_json(self) -> Result:
         options = self.method.options.model_dump(mode="json")
         return {"name": self.spec.method.name, "location": options.pop("location", None), "options": options}
-
-
-def score(
-    asked: Opened,
-    tuned: Tuned,
-    spec: Spec,
-    *,
-    world: World,
-    screen: Screen,
-    stop: Callable[[], bool] = lambda: False,
-    directory: Path | None = None,
-    split: Split = "test",
-) -> Result:
-    """Evaluate one task; its predictions go to `directory`/predictions where one is given."""
-    with screen.bar(f"asking {asked.name}", len(asked.records)) as bar:
-        outcome = evaluate(
-            tuned,
-            asked.records,
-            metric=asked.task.metric,
-            max_new_tokens=asked.task.max_new_tokens,
-            generation=spec.generation,
-            batch_size=spec.train.per_device_eval_batch_size,
-            seed=spec.seed,
-            world=world,
-            report=bar.advance,
-            stop=stop,
-        )
-    summary: Result = {"split": split, **outcome.summary(), "predictions": None}
-    if asked.report:
-        counts = {"read": asked.report.read, "used": asked.report.used, "quarantined": asked.report.quarantined}
-        summary["data"] = counts | {"findings": dict(asked.report.counts)}
-    if directory is not None:
-        summary["predictions"] = f"{PREDICTIONS}/{asked.name}.jsonl"
-        if world.is_main:
-            write_lines(directory / summary["predictions"], outcome.lines(), what="the predictions")
-    headline, value = next(iter(outcome.scores.values.items()))
-    unparsed = f", {outcome.scores.unparsed} not understood" if outcome.scores.unparsed else ""
-    screen.note(f"{asked.name}: {headline} {value:.2f} on {len(asked.records)} questions{unparsed}")
-    return summary
 
 
 def training_json(progress: Progress, plan: Plan, *, restored: bool) -> Result:

@@ -79,7 +79,7 @@ class DataSpec(Frozen):
 
 
 class GenerationSpec(Frozen):
-    """How answers are generated, with the names of transformers' GenerationConfig."""
+    """How answers are got, with the names of transformers' GenerationConfig."""
 
     do_sample: bool = False
     """Greedy when false."""
@@ -88,6 +88,18 @@ class GenerationSpec(Frozen):
     num_beams: int = Field(default=1, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None is the task's own limit."""
+    choices: Literal["generate", "likelihood", "likelihood_sum", "likelihood_chars"] = "generate"
+    """How multiple choice is answered: in words, or by the choice of the lowest cross-entropy (mean of its tokens as
+    in Qwen-VL's evaluation, sum, or per character)."""
+
+
+class RetentionSpec(Frozen):
+    """What is measured before and after training, to say what was forgotten."""
+
+    text: bool = True
+    """The loss on a short English text that comes with the package."""
+    samples: int = Field(default=32, ge=0)
+    """The loss on so many reference answers of each task in `evaluate`; 0 measures none."""
 
 
 class TrainSpec(Frozen):
@@ -182,6 +194,7 @@ class Spec(Frozen):
     """Tasks to score after training, beside the task itself."""
     data: DataSpec = Field(default_factory=DataSpec)
     generation: GenerationSpec = Field(default_factory=GenerationSpec)
+    retention: RetentionSpec = Field(default_factory=RetentionSpec)
     train: TrainSpec = Field(default_factory=TrainSpec)
     seed: int = Field(default=42, ge=0)
     output_dir: str

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from peft_mllm.errors import SpecError
 from peft_mllm.methods import METHODS
-from peft_mllm.metrics import METRICS
+from peft_mllm.metrics import no_metric
 from peft_mllm.models import MODELS
 from peft_mllm.shelf import Shelf, did_you_mean
 from peft_mllm.spec import NamedSpec, Spec
@@ -205,9 +205,9 @@ def _problems(key: Key, named: NamedSpec, shelf: Shelf[Any], document: _Document
     except ValidationError as error:
         return list(_sentences(error, shelf[named.name].Options, document, key))
     metric = getattr(options, "metric", None)  # some tasks let the user choose
-    if metric is not None and metric not in METRICS:
-        known = did_you_mean(metric, list(METRICS))
-        return [f"{document.place((*key, 'metric'))}: there is no metric '{metric}'. {known}"]
+    problem = no_metric(metric) if metric is not None else None
+    if problem:
+        return [f"{document.place((*key, 'metric'))}: {problem[0].lower()}{problem[1:]}"]
     return []
 
 

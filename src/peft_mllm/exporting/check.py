@@ -8,8 +8,8 @@ from typing import Any
 from peft_mllm.data.supply import measure_with
 from peft_mllm.errors import SpecError
 from peft_mllm.exporting.probe import answer_loss
-from peft_mllm.run import score
 from peft_mllm.saved import Target
+from peft_mllm.scored import score
 from peft_mllm.screen import Screen
 from peft_mllm.specfile import build, parse_spec
 from peft_mllm.splits import Opened, open_split

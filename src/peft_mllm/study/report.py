@@ -118,6 +118,11 @@ class Run:
         return list(_training(self.result))
 
     @property
+    def retention(self) -> list[tuple[str, str]]:
+        """What was kept of each subject."""
+        return [(name, _kept(sides)) for name, sides in self.result.retention.items()]
+
+    @property
     def provenance(self) -> list[tuple[str, str]]:
         """What it came from."""
         return list(_provenance(self.result))
@@ -200,6 +205,16 @@ def _score(score: Score) -> str:
     figure = f"{wording.figure(score.headline)}{wording.GLUE}{score.unit}".strip()
     asked = f"{score.split}, {score.n} questions, {score.unparsed} unparsed"
     return f"{figure} ({score.rule or score.metric}; {asked})"
+
+
+def _kept(sides: Mapping[str, Mapping[str, float]]) -> str:
+    before, after = sides["before"], sides["after"]
+    loss = f"loss {before['loss']:.3f} before, {after['loss']:.3f} after"
+    if "exact" not in before:
+        return loss
+    unit = f"{wording.GLUE}%"
+    exact = f"{wording.figure(before['exact'])}{unit} before, {wording.figure(after['exact'])}{unit} after"
+    return f"{loss}; the reference to the token: {exact}"
 
 
 def _part(parameters: int, learning_rate: float | None) -> str:

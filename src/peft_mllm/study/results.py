@@ -83,6 +83,8 @@ class Score:
     unparsed: int = 0
     seconds: float = 0.0
     predictions: str | None = None
+    predictions_sha256: str = ""
+    answering: str = ""
 
     @property
     def headline(self) -> float:
@@ -105,7 +107,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question's outcome; `question` is its text, where the file has it."""
+    """One question's outcome; `question` is its text, where the file has it.
+
+    Attributes:
+        question_sha256: of its words, images, choices and reference.
+        images: the keys of its images.
+    """
 
     id: str
     prediction: str
@@ -113,6 +120,8 @@ class Prediction:
     score: float
     parsed: str | None = None
     question: str = ""
+    question_sha256: str = ""
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,7 @@ class Result:
     """One finished run.
 
     Attributes:
+        retention: losses and accuracies of other tasks' answers and of plain text, `before` and `after`, by subject.
         predictions: by task, in the order of the file; a task whose file is not there has none.
         points: metrics.jsonl in order of steps; where a resumed run wrote a step twice, the later counts.
     """
@@ -147,6 +157,7 @@ class Result:
     data: Mapping[str, Source] = field(default_factory=dict)
     training: Training | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
+    retention: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     adapter: Adapter | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,158 @@
+"""Multiple choice by likelihood: the figures are those of the plain computation, and the rule is in the result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tiny
+from peft_mllm.choices import RULES, choices_of, choose, tree_of
+from peft_mllm.evaluation import evaluate
+from peft_mllm.record import Turn
+from peft_mllm.spec import GenerationSpec
+from peft_mllm.world import World
+from runs import command, lines
+
+TEXTS = ("red", "a red circle", "the blue one", "none of these, as it seems")
+PROMPT_METHOD = ("peft", {"type": "PROMPT_TUNING", "config": {"num_virtual_tokens": 4}})
+
+
+def choice(id, *, letters=False, images=(1,), index=1, texts=TEXTS):
+    mark = "<image>\n" * len(images)
+    answer = "ABCDE"[index] if letters else texts[index]
+    made = tiny.record(id, f"{mark}What is it? {id}", answer, images=images)
+    return replace(made, meta={"choices": texts, "answer_index": index})
+
+
+RECORDS = [choice("a"), choice("b", letters=True), choice("c", images=()), choice("d", images=(1, 2), index=0)]
+
+
+def plain_losses(tuned, record, texts):
+    """Each choice alone, by the model's own forward: cross-entropy of its tokens, without the end mark."""
+    family = tuned.family
+    found = []
+    for text in texts:
+        sample = family.encode(replace(record, turns=(*record.question, Turn("assistant", text))))
+        start = len(family.encode(record, answer=False).ids)
+        ids = sample.ids[start:]
+        ids = ids[: next((i for i, token in enumerate(ids) if token in family.stops), len(ids))]
+        batch = tiny.padded(family, [sample])
+        with torch.no_grad():
+            logits = tuned.base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **batch.pixels).logits[
+                0
+            ]
+        losses = torch.nn.functional.cross_entropy(
+            logits[start - 1 : start - 1 + len(ids)], torch.tensor(ids), reduction="none"
+        )
+        found.append(losses)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen_vl"])
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_trees_give_the_figures_of_the_plain_computation(family, method):
+    tuned = tiny.stir(tiny.tune(method, on=tiny.family(family)))
+    tuned.model.eval()
+    padded = replace(tuned, trees=False)
+    for rule in RULES:
+        by_tree = choose(tuned, RECORDS, rule, rows=4, pad_id=0)
+        by_rows = choose(padded, RECORDS, rule, rows=3, pad_id=0)
+        for record, one, other in zip(RECORDS, by_tree, by_rows, strict=True):
+            texts = choices_of(record)
+            torch.testing.assert_close(torch.tensor(one.losses), torch.tensor(other.losses), rtol=1e-5, atol=1e-6)
+            assert one.text == other.text == texts[min(range(4), key=one.losses.__getitem__)]
+            assert (one.stop, one.tokens > 0) == ("choice", True)
+    if method == "lora":
+        for rule in RULES:
+            for record, answer in zip(RECORDS, choose(tuned, RECORDS, rule, rows=4, pad_id=0), strict=True):
+                texts = choices_of(record)
+                losses = plain_losses(tuned, record, texts)
+                expected = {
+                    "likelihood": [each.mean().item() for each in losses],
+                    "likelihood_sum": [each.sum().item() for each in losses],
+                    "likelihood_chars": [
+                        each.sum().item() / len(text) for each, text in zip(losses, texts, strict=True)
+                    ],
+                }[rule]
+                assert answer.losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_rules_choose_differently():
+    """A long choice costs more in all and less a token: on some questions the three rules part."""
+    tuned = tiny.stir(tiny.tune("lora"))
+    records = [choice(f"q{i}", images=(i,)) for i in range(12)]
+    taken = {rule: [answer.text for answer in choose(tuned, records, rule, rows=4, pad_id=0)] for rule in RULES}
+    assert taken["likelihood"] != taken["likelihood_sum"]
+
+
+def test_a_method_without_trees_chooses_too():
+    name, options = PROMPT_METHOD
+    tuned = tiny.stir(tiny.tune(name, **options))
+    tuned.model.eval()
+    assert not tuned.trees
+    together = choose(tuned, RECORDS, "likelihood", rows=8, pad_id=0)
+    alone = [choose(tuned, [record], "likelihood", rows=1, pad_id=0)[0] for record in RECORDS]
+    for one, other in zip(together, alone, strict=True):
+        assert one.text == other.text
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+
+
+def test_the_question_is_shared_and_no_choice_is():
+    family = tiny.family()
+    record = choice("a", texts=("red one", "red two"))
+    samples = [
+        family.encode(replace(record, turns=(*record.question, Turn("assistant", text)))) for text in choices_of(record)
+    ]
+    tree = tree_of(samples)
+    assert tree.shared == len(family.encode(record, answer=False).ids)
+    assert tree.shared > samples[0].image_end
+
+
+def test_choices_are_written_as_the_task_answers():
+    assert choices_of(choice("a")) == TEXTS
+    assert choices_of(choice("a", letters=True)) == ("A", "B", "C", "D")
+    assert choices_of(tiny.record("a", "What?", "red")) == ()
+    assert choices_of(replace(choice("a"), meta={"choices": ("x", "y"), "answer_index": 1})) == ()
+    assert choices_of(replace(choice("a"), meta={"choices": TEXTS})) == ()
+    twice = choice("a", texts=("red", "red", "blue"), index=2)
+    assert choices_of(twice) == ()
+
+
+def test_the_rule_is_named_and_the_rest_is_generated():
+    tuned = tiny.tune("none")
+    records = [*RECORDS, tiny.record("free", "What now?", "nothing")]
+
+    def asked(some, choices):
+        return evaluate(
+            tuned, some, metric="exact", max_new_tokens=3, generation=GenerationSpec(choices=choices), batch_size=3,
+            seed=0, world=World(),
+        )  # fmt: skip
+
+    done = asked(records, "likelihood")
+    assert [answer.stop == "choice" for answer in done.answers] == [True] * 4 + [False]
+    assert "4 by likelihood: the choice of the lowest mean" in done.answering
+    assert "other 1 generated, greedy" in done.answering
+    assert all(answer.text in choices_of(record) for answer, record in zip(done.answers, RECORDS, strict=False))
+    assert asked(RECORDS, "likelihood_sum").answering == f"by likelihood: {RULES['likelihood_sum']}"
+    assert len(next(iter(done.lines()))["choice_losses"]) == 4
+    assert asked(records, "generate").answering == "generated, greedy"
+
+
+def test_the_verb_on_real_questions(tmp_path, cases):
+    root = cases / "data" / "iconqa_examples"
+    task = f"{{name: iconqa_txt, root: {root}}}"
+    words = ("evaluate", "embedded", "--task", task, "--limit", "6", "--output", tmp_path / "out", "--json")
+    said = command(*words, "--choices", "likelihood")
+    assert said.code == 0, said.err
+    score = json.loads(said.out)["iconqa_txt"]
+    assert "by likelihood" in score["answering"]
+    assert score["unparsed"] == 0
+    for line in lines(tmp_path / "out/predictions/iconqa_txt.jsonl"):
+        assert len(line["choice_losses"]) > 1
+        assert line["stop"] == "choice"
+    again = json.loads(command(*words, "--choices", "likelihood").out)["iconqa_txt"]
+    assert (again["resumed"], again["values"]) == (6, score["values"])
+    assert json.loads(command(*words, "--choices", "generate").out)["iconqa_txt"]["resumed"] == 0
