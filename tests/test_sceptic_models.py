@@ -11,6 +11,7 @@ import json
 import random
 import re
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,24 @@ TEXT = [
     "The quick brown fox jumps over the lazy dog........ 12345 == -- -- ======",
     "Schöne Größe, naïve café; 今日は良い天気です。 Привет мир!",
     "aaaa aaa aabaab abaaba ababa banana bananas anana",
-    "USER: What colour is it? ASSISTANT: It is red. USER: And this one? ASSISTANT: blue",
+    "USER: What colour is it? ASSISTANT: It is red.</s>USER: And this one? ASSISTANT: blue",
     "    indented    code   with    spaces\t\ttabs",
     "lol hahaha hahahaha xoxoxo ......... ---- ____ ____",
 ]
-WORDS = "river stone tower glass paper window yellow orange house train station garden people city light night".split()
+WORDS = [
+    "river",
+    "stone",
+    "tower",
+    "glass",
+    "paper",
+    "window",
+    "yellow",
+    "orange",
+    "house",
+    "train",
+    "station",
+    "garden",
+]
 PARTS = [
     *("<s>", "</s>", "<unk>", IMAGE_MARK, "<im", "age>", "<", " ", "  ", "\n", "\t", "\u2581", "..", "...", "aba", "a"),
     *("b", "an", "ana", "ha", "=", "-", "USER:", "ASSISTANT:", " quick", "é", "図", "🙂", "\u0301", "ÿ", "\x00"),
@@ -102,7 +116,7 @@ class Slow:
         if not self.legacy and len(stretches) > 1 and stretches[0] == "\u2581":
             stretches = stretches[1:]  # no mark of space before a special token
         ids = [[self.special[each]] if each in self.special else self.pieces.encode(each) for each in stretches]
-        return [1, *sum(ids, [])]
+        return [1, *chain.from_iterable(ids)]
 
     def around_images(self, text):
         """The ids of the stretches between images, begun once; -200 is an image."""
