@@ -251,9 +251,11 @@ def base(sentence_model, tmp_path_factory):
     return written(tmp_path_factory.mktemp("base"), sentence_model, SHAPES["grouped"])
 
 
-def test_labels_are_those_of_the_counting_rule(base, sentence_model):
+@pytest.mark.parametrize("legacy", [False, True], ids=["today", "legacy"])
+def test_labels_are_those_of_the_counting_rule(sentence_model, tmp_path, legacy):
     """The original counts tokens of the parts; where its counts come out, its labels are ours."""
-    family, slow, draw = load_family(base[1], dtype="float32"), Slow(sentence_model), random.Random(2)
+    _, spec = written(tmp_path, sentence_model, SHAPES["grouped"], legacy=legacy)
+    family, slow, draw = load_family(spec, dtype="float32"), Slow(sentence_model, legacy=legacy), random.Random(2)
     placeholder, width = family.model.config.image_token_id, family._image_tokens
     words = [*WORDS, "Größe", "図", "🙂", "yes", "No.", "42", "..."]
     for number in range(300):

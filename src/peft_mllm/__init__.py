@@ -50,6 +50,7 @@ def evaluate(
     tasks: Sequence[str | Mapping[str, Any]] = (),
     *,
     base: str | None = None,
+    vision_tower: str | None = None,
     output_dir: str | Path | None = None,
     limit: int | None = None,
     choices: str | None = None,
@@ -61,6 +62,7 @@ def evaluate(
         target: a run directory; a model (`embedded`, a directory, a hub id); a PEFT directory; or a list of such.
         tasks: names, or {"name": ..., option: ...}; a run's own tasks when left out.
         base: the base of a PEFT directory; what its adapter_config.json names when left out.
+        vision_tower: of a base that comes without its own.
         output_dir: where predictions and scores are written, of several targets in a folder for each; nowhere when
             left out. The same call again goes on where the last was stopped.
         limit: score only the first questions of each task.
@@ -78,7 +80,16 @@ def evaluate(
 
     alone = isinstance(target, (str, Path))
     targets = [str(target)] if isinstance(target, (str, Path)) else [str(each) for each in target]
-    scores = evaluate_saved(targets, tasks, base=base, output_dir=output_dir, limit=limit, choices=choices, quiet=quiet)
+    scores = evaluate_saved(
+        targets,
+        tasks,
+        base=base,
+        vision_tower=vision_tower,
+        output_dir=output_dir,
+        limit=limit,
+        choices=choices,
+        quiet=quiet,
+    )
     return scores[targets[0]] if alone else scores
 
 
@@ -86,6 +97,7 @@ def export(
     target: str | Path,
     *,
     base: str | None = None,
+    vision_tower: str | None = None,
     output_dir: str | Path | None = None,
     merge: bool = False,
     as_lora: int | None = None,
@@ -97,6 +109,7 @@ def export(
     Args:
         target: a run directory, or a PEFT directory.
         base: the base of a PEFT directory; what its adapter_config.json names when left out.
+        vision_tower: of a base that comes without its own.
         output_dir: where it goes; below the run's own `export/` when left out.
         merge: write the base with the method merged in, as a directory of transformers.
         as_lora: write the nearest LoRA of this rank instead, and measure what is lost.
@@ -113,7 +126,14 @@ def export(
     from peft_mllm.exporting import export_saved
 
     return export_saved(
-        str(target), base=base, output_dir=output_dir, merged=merge, as_lora=as_lora, check=check, quiet=quiet
+        str(target),
+        base=base,
+        vision_tower=vision_tower,
+        output_dir=output_dir,
+        merged=merge,
+        as_lora=as_lora,
+        check=check,
+        quiet=quiet,
     )
 
 

@@ -154,6 +154,8 @@ class Card:
             return
         yield "To score it on a task, here in the directory (`peft-mllm list tasks` shows what there is):\n"
         base = f" --base {self.loader.model['path']}" if self.loader.adapter else ""
+        if tower := self.loader.model.get("vision_tower"):
+            base += f" --vision-tower {tower}"
         task = self.result["spec"]["task"]["name"] if self.result else "TASK"
         yield f"```bash\npeft-mllm evaluate .{base} --task {task}\n```\n"
         if self.loader.adapter:

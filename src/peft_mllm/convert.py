@@ -117,7 +117,6 @@ def convert(
     screen.note(f"Writing {target}")
     with new_directory(target) as aside:
         family.save(aside)
-        _open_to_all(aside)
         run_in = read_json(aside / "config.json")["dtype"]
         expected = _checksums(family, run_in, screen)
         ids, notes = family.encode(PROBE).ids, list(family.notes)
@@ -147,13 +146,6 @@ def _make_room(target: Path, needed: int) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(target.parent).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _open_to_all(directory: Path) -> None:
-    """Give all files the permissions of config.json: safetensors writes for the owner only."""
-    mode = (directory / "config.json").stat().st_mode
-    for file in directory.iterdir():
-        file.chmod(mode)
 
 
 def _checksums(family: Family, dtype: str, screen: Screen) -> dict[str, str]:

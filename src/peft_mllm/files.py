@@ -89,8 +89,13 @@ def new_directory(path: Path, *, what: str = "the directory", needed: int | None
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            mode = 0o666 & ~_umask()
             for each in [*temporary.rglob("*"), temporary]:
-                sync_directory(each) if each.is_dir() else sync_file(each)
+                if each.is_dir():
+                    sync_directory(each)
+                else:
+                    each.chmod(mode)  # safetensors writes for the owner only
+                    sync_file(each)
             temporary.replace(path)
             sync_directory(path.parent)
         except BaseException:
@@ -99,6 +104,13 @@ def new_directory(path: Path, *, what: str = "the directory", needed: int | None
                 with suppress(OSError):
                     parent.rmdir()
             raise
+
+
+def _umask() -> int:
+    """What the process takes from the permissions of new files; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Any, *, what: str = "the file") -> None:

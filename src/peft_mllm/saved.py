@@ -86,13 +86,14 @@ def evaluate_saved(
     tasks: Sequence[str | Mapping[str, Any]],
     *,
     base: str | None = None,
+    vision_tower: str | None = None,
     output_dir: str | Path | None = None,
     limit: int | None = None,
     choices: str | None = None,
     quiet: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Score targets on tasks, and give target -> task -> scores; see `peft_mllm.evaluate`."""
-    jobs = _jobs(targets, tasks, base=base, output_dir=output_dir, choices=choices)
+    jobs = _jobs(targets, tasks, base=base, vision_tower=vision_tower, output_dir=output_dir, choices=choices)
     world = World()
     screen = Screen(quiet=quiet or not world.is_main)
     groups: dict[str, list[Job]] = {}
@@ -171,6 +172,7 @@ def _jobs(
     tasks: Sequence[str | Mapping[str, Any]],
     *,
     base: str | None,
+    vision_tower: str | None,
     output_dir: str | Path | None,
     choices: str | None,
 ) -> list[Job]:
@@ -191,7 +193,7 @@ def _jobs(
     return [
         Job(
             name=name,
-            target=(found := find_target(name, base)),
+            target=(found := find_target(name, base, vision_tower)),
             spec=_spec(name, found, tasks, choices),
             directory=output if output is None or len(targets) == 1 else output / names[name],
         )
@@ -209,8 +211,13 @@ def _folders(targets: Sequence[str]) -> dict[str, str]:
     return {name: f"{i}" for i, name in enumerate(targets, start=1)}
 
 
-def find_target(target: str, base: str | None) -> Target:
+def find_target(target: str, base: str | None, vision_tower: str | None = None) -> Target:
     """Tell a run, a PEFT directory and a model apart by what lies in the directory.
+
+    Args:
+        target: one of them.
+        base: of a PEFT directory.
+        vision_tower: of a model, or a base, that comes without its own.
 
     Raises:
         SpecError: a PEFT directory does not name its base, or a run has no adapter yet.
@@ -219,15 +226,17 @@ def find_target(target: str, base: str | None) -> Target:
     if (path / "spec.json").is_file():
         if base is not None:
             raise SpecError(f"A base was given, but {target} is a run and knows its own. Leave --base out.")
+        if vision_tower is not None:
+            raise SpecError(f"A vision tower was given, but {target} is a run and knows its own. Leave it out.")
         return _run_target(path)
     if (path / PEFT_CONFIG).is_file():
         named = base or read_json(path / PEFT_CONFIG).get("base_model_name_or_path")
         if not named:
             raise SpecError(f"{path / PEFT_CONFIG} names no base model; give it as base (--base).")
-        return Target(ModelSpec(path=named), path, {})
+        return Target(ModelSpec(path=named, vision_tower=vision_tower), path, {})
     if base is not None:
         raise SpecError(f"A base was given, but {target} is no PEFT directory: it has no {PEFT_CONFIG}.")
-    return Target(ModelSpec(path=target), None, {})
+    return Target(ModelSpec(path=target, vision_tower=vision_tower), None, {})
 
 
 def _run_target(path: Path) -> Target:

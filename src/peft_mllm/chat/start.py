@@ -20,6 +20,7 @@ def chat(
     *,
     adapter: Path | None = None,
     base: str | None = None,
+    vision_tower: str | None = None,
     images: Sequence[Path] = (),
     system: str | None = None,
     max_new_tokens: int = 512,
@@ -35,6 +36,7 @@ def chat(
         target: a model, a run directory, or a PEFT directory.
         adapter: a PEFT directory, or a run, to put on the model.
         base: the base of a PEFT directory.
+        vision_tower: of a model that comes without its own.
         images: shown with the first question.
         system: what the model is told first; its own sentence if left out.
         max_new_tokens: an answer is cut here.
@@ -55,7 +57,7 @@ def chat(
 
         require_gradio()  # before the minutes that a model takes
     seen = [see(image) for image in images]
-    found = _find(target, adapter, base)
+    found = _find(target, adapter, base, vision_tower)
     Screen(quiet=as_json).note(f"Loading {target}")
     voice = Voice(open_target(found, World()), max_new_tokens=max_new_tokens, temperature=temperature)
     if web:
@@ -65,10 +67,10 @@ def chat(
     return Terminal(voice, system=system, images=seen, as_json=as_json).run()
 
 
-def _find(target: str, adapter: Path | None, base: str | None) -> Target:
+def _find(target: str, adapter: Path | None, base: str | None, vision_tower: str | None) -> Target:
     """What to open, with an adapter given beside the model or inside the target."""
     if adapter is None:
-        return find_target(target, base)
+        return find_target(target, base, vision_tower)
     if base is not None:
         raise SpecError(f"{target} is the base of --adapter; leave --base out.")
     if any((Path(target) / name).is_file() for name in ("spec.json", PEFT_CONFIG)):
@@ -76,4 +78,4 @@ def _find(target: str, adapter: Path | None, base: str | None) -> Target:
     directory = adapter / ADAPTER if (adapter / "spec.json").is_file() else adapter
     if not (directory / PEFT_CONFIG).is_file():
         raise SpecError(f"{adapter} is no PEFT directory: it has no {PEFT_CONFIG}.")
-    return find_target(str(directory), target)
+    return find_target(str(directory), target, vision_tower)

@@ -78,6 +78,7 @@ def export(
     target: Annotated[str, typer.Argument(help="A finished run directory, or a PEFT directory.")],
     output: Annotated[Path | None, typer.Option(help="A new directory; RUN/export/... if left out.")] = None,
     base: Annotated[str | None, typer.Option(help="The base of a PEFT directory.")] = None,
+    vision_tower: Annotated[str | None, typer.Option(help="Of a base that comes without its own.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write the base with the method merged in.")] = False,
     as_lora: Annotated[int | None, typer.Option(min=1, metavar="RANK", help="Write the nearest LoRA.")] = None,
     check: Annotated[
@@ -89,7 +90,9 @@ def export(
     import peft_mllm
     from peft_mllm.card import sealed_facts
 
-    made = peft_mllm.export(target, base=base, output_dir=output, merge=merge, as_lora=as_lora, check=check)
+    made = peft_mllm.export(
+        target, base=base, vision_tower=vision_tower, output_dir=output, merge=merge, as_lora=as_lora, check=check
+    )
     if as_json:
         say_json(made)
         return
@@ -111,6 +114,7 @@ def chat(
     target: Annotated[str, typer.Argument(help="A model, a run directory, or a PEFT directory.")],
     adapter: Annotated[Path | None, typer.Option(help="A PEFT directory or a run, to put on the model.")] = None,
     base: Annotated[str | None, typer.Option(help="The base of a PEFT directory.")] = None,
+    vision_tower: Annotated[str | None, typer.Option(help="Of a base that comes without its own.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="Shown with the first question; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first; else its own sentence.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer is cut here.")] = 512,
@@ -127,6 +131,7 @@ def chat(
         target,
         adapter=adapter,
         base=base,
+        vision_tower=vision_tower,
         images=image or (),
         system=system,
         max_new_tokens=max_new_tokens,

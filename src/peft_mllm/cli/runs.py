@@ -64,6 +64,7 @@ def evaluate(
         list[str] | None, typer.Option(help="A task's name, or YAML with its options; may be repeated.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base of a PEFT directory.")] = None,
+    vision_tower: Annotated[str | None, typer.Option(help="Of a base that comes without its own.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Directory for predictions and scores.json; of several targets a folder each.")
     ] = None,
@@ -79,7 +80,9 @@ def evaluate(
     from peft_mllm.specfile import parse_value
 
     tasks = [parse_value(each, "--task") for each in task or ()]
-    scores = evaluate_saved(targets, tasks, base=base, output_dir=output, limit=limit, choices=choices)
+    scores = evaluate_saved(
+        targets, tasks, base=base, vision_tower=vision_tower, output_dir=output, limit=limit, choices=choices
+    )
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes, and not the one that speaks
     alone = len(targets) == 1

@@ -117,5 +117,13 @@ def _tokenise(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> tupl
             spans.append((len(joined), len(joined) + len(piece.text)))
         joined += piece.text
     encoded = tokenizer(joined, return_offsets_mapping=True)
-    supervised = [any(start < to and end > begin for begin, to in spans) for start, end in encoded["offset_mapping"]]
+    supervised: list[bool] = []
+    last = (0, 0)
+    for span in encoded["offset_mapping"]:
+        start, end = span
+        # a mark that the normaliser puts in has the place of the character before it; bytes of one character share one
+        if start < last[1] and span != last:
+            start = last[1]
+        supervised.append(any(start < to and end > begin for begin, to in spans))
+        last = span
     return list(encoded["input_ids"]), supervised

@@ -14,7 +14,7 @@ import yaml
 from peft import PeftConfig
 
 from peft_mllm.card import Card, Loader
-from peft_mllm.errors import MethodError, SpecError
+from peft_mllm.errors import DiskError, MethodError, SpecError
 from peft_mllm.exporting.check import Checker
 from peft_mllm.exporting.convert import Approximation, linears_of, merge, refuse_unmergeable, write_as_lora
 from peft_mllm.exporting.probe import Heard, hear, largest_difference, probe_records
@@ -23,7 +23,7 @@ from peft_mllm.exporting.source import Source, open_source
 from peft_mllm.files import new_directory, read_json, write_json
 from peft_mllm.loading import dtype_for, load_family, source_of
 from peft_mllm.models import Family
-from peft_mllm.provenance import environment
+from peft_mllm.provenance import environment, weights_fingerprint
 from peft_mllm.rundir.commits import MANIFEST
 from peft_mllm.saved import PEFT_CONFIG
 from peft_mllm.screen import Screen
@@ -67,6 +67,7 @@ def export_saved(
     target: str,
     *,
     base: str | None = None,
+    vision_tower: str | None = None,
     output_dir: str | Path | None = None,
     merged: bool = False,
     as_lora: int | None = None,
@@ -81,7 +82,7 @@ def export_saved(
         raise SpecError("check compares before and after an approximation: give as_lora with it.")
     if as_lora is not None and as_lora < 1:
         raise SpecError(f"as_lora is the rank of the LoRA, at least 1, and not {as_lora}.")
-    source = open_source(target, base)
+    source = open_source(target, base, vision_tower)
     output = _free(Path(output_dir) if output_dir else _default(source, target, form, as_lora))
     screen = Screen(quiet=quiet)
     _refuse_early(source, form)
@@ -135,6 +136,7 @@ def _make(source: Source, form: Form, directory: Path, *, rank: int, checker: Ch
     unquantised = {} if form == "as it is" else {"quantization": "none"}
     screen.note("Loading the base.")
     family = _load(source.base.model_copy(update=unquantised))
+    _check_base(source, family)
     dtype = str(family.model.dtype).removeprefix("torch.")
     bf16 = dtype == "bfloat16"
     before = hear(untouched(family, bf16=bf16), records)
@@ -178,6 +180,16 @@ def _whole_model(source: Source, directory: Path, before: Heard, base: Family, *
         source.target.model.path, directory, ignore=shutil.ignore_patterns(MANIFEST, "README.md"), dirs_exist_ok=True
     )
     return Made(heard, _effect(source, heard, before), source.method, False, False, dtype)
+
+
+def _check_base(source: Source, base: Family) -> None:
+    """Raise where the base has changed since the run; weights of another type or device cannot be compared."""
+    result = source.result
+    if result is None or source.base.quantization != "none":
+        return
+    device = environment(World().device)["device"]
+    if result["environment"]["device"] == device and result["model"]["fingerprint"] != weights_fingerprint(base.model):
+        raise DiskError(f"{source.base.path} is not the base that {source.run} was trained on: its weights differ.")
 
 
 def _load(model: ModelSpec) -> Family:

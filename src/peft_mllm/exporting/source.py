@@ -43,14 +43,14 @@ class Source:
         return str(self.result["method"]["name"]) if self.result else "adapter"
 
 
-def open_source(target: str, base: str | None) -> Source:
+def open_source(target: str, base: str | None, vision_tower: str | None = None) -> Source:
     """Find what is to be exported, and verify it.
 
     Raises:
         SpecError: it is neither a run nor a PEFT directory, or the run is not finished.
         DiskError: it is not what was written.
     """
-    path, found = Path(target), find_target(target, base)
+    path, found = Path(target), find_target(target, base, vision_tower)
     if found.spec:
         return _run(path, found)
     if found.adapter is None:

@@ -29,8 +29,11 @@ SPACE = "\u2581"  # SentencePiece's mark of a space
 NEVER_IN_TEXT = "<0xFF>"  # the byte that occurs in no UTF-8 text
 
 # Kinds of pieces and of models, as numbered in SentencePiece's protocol.
-_NORMAL = 1
+_NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
 _BPE = 2
+
+DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": ""}
+"""Llama's own, for a directory whose files do not name them."""
 
 
 def load_tokenizer(directory: Path, *, rows: int) -> PreTrainedTokenizerBase:
@@ -48,7 +51,7 @@ def load_tokenizer(directory: Path, *, rows: int) -> PreTrainedTokenizerBase:
 
     config = _json(directory / "tokenizer_config.json")
     named = config | _json(directory / "special_tokens_map.json")
-    names = {kind: _content(named.get(kind)) for kind in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    names = {kind: _content(named.get(kind)) or default for kind, default in DEFAULTS.items()}
     names["pad_token"] = names["pad_token"] or names["unk_token"]  # as the original sets it
     vocabulary, merges = _read_sentencepiece(directory / "tokenizer.model")
     added = _added_tokens(directory, config, size=len(vocabulary), rows=rows)
@@ -57,6 +60,9 @@ def load_tokenizer(directory: Path, *, rows: int) -> PreTrainedTokenizerBase:
     made = _pipeline(vocabulary, merges, unknown=names["unk_token"], special=special, legacy=config.get("legacy", True))
     # `normalized`: they are looked for after the normaliser, which sees the whole text and so knows its beginning.
     made.add_special_tokens([AddedToken(name, normalized=True, special=True) for name in [*added, *special]])
+    beyond = [name for name in special if (made.token_to_id(name) or 0) >= rows]
+    if beyond:
+        raise ModelError(f"{directory}: its special tokens {', '.join(beyond)} have no row in the model ({rows} rows).")
     made.post_processor = _ends(
         [names["bos_token"]] if config.get("add_bos_token", True) else [],
         [names["eos_token"]] if config.get("add_eos_token", False) else [],
@@ -135,6 +141,9 @@ def _read_sentencepiece(file: Path) -> tuple[dict[str, int], list[tuple[str, str
     normaliser = model.normalizer_spec
     if model.trainer_spec.model_type != _BPE or normaliser.precompiled_charsmap or normaliser.remove_extra_whitespaces:
         raise ModelError(f"{file} is not of Llama's kind: byte-pair merges of text that is taken as it is.")
+    odd = [piece.piece for piece in model.pieces if piece.type in (_USER_DEFINED, _UNUSED)]
+    if odd:
+        raise ModelError(f"{file} is not of Llama's kind: {', '.join(odd[:5])} are pieces that it never merges.")
     vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
     merges = [
         (piece.piece[:i], piece.piece[i:])
@@ -168,4 +177,6 @@ def _json(file: Path) -> dict[str, Any]:
         read = json.loads(file.read_bytes()) if file.is_file() else {}
     except ValueError as error:
         raise ModelError(f"{file} is not JSON ({error}).") from error
-    return dict(read)
+    if not isinstance(read, dict):
+        raise ModelError(f"{file} must be an object, {{name: value}}; it is a {type(read).__name__}.")
+    return read

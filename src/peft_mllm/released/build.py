@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from peft_mllm.methods.bottleneck import BottleneckConfig
 from peft_mllm.released.case import (
@@ -190,6 +191,8 @@ def _bottleneck(case: Case) -> Built:
         "dropout": float(known.get("adapter_dropout", 0.0)),
         "scaling": known.get("scaling", 1.0),
     }
+    if options["non_linearity"] not in ACT2FN:
+        raise case.wrong(f"{CONFIG} says non_linearity: {options['non_linearity']}, which transformers does not have.")
     patterns = {position: pattern_of(case.base, paths) for position, paths in placed.items() if paths}
     config = BottleneckConfig(
         task_type="CAUSAL_LM",
