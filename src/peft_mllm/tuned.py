@@ -177,10 +177,6 @@ def attach(
         tuned = _connected(family, base, bf16=bf16)
     else:
         if opened:
-            if not hasattr(config, "modules_to_save"):
-                raise MethodError(
-                    f"{config.peft_type.value} saves nothing beside itself: leave connector and vision frozen."
-                )
             config.modules_to_save = [*(getattr(config, "modules_to_save", None) or ()), *opened]
         try:
             with warnings.catch_warnings():

@@ -35,9 +35,11 @@ def train(
     """Train and evaluate one spec; the same command again resumes it."""
     from peft_mllm.run import run
     from peft_mllm.specfile import load_spec
+    from peft_mllm.world import World
 
     read = load_spec(spec, overrides or ())
     result = run(read)
+    World().close()  # a process that ends within its group may be aborted by the group's threads
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes, and not the one that speaks
     if as_json:
