@@ -52,6 +52,8 @@ HEAVY = ("torch", "transformers", "peft", "accelerate", "matplotlib", "scipy")
 MAX_LINES = 400
 MAX_LINES_OF_TRAIN_STEP = 30
 MAX_CPU_SECONDS = 0.5
+STANDS_ON = "import typer, rich.console, pydantic, wrapt"
+"""What the command line cannot do without; torch alone takes several times as long."""
 
 FORBIDDEN_CALLS = {"print", "eval", "exec", "torch.load", "yaml.load", "yaml.unsafe_load", "os.system"}
 # Old weights are read in one place, by torch's reader that builds nothing but tensors.
@@ -198,13 +200,14 @@ def test_importing_it_is_quick(name: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"]], ids=" ".join)
 def test_the_command_line_answers_at_once(arguments: list[str]) -> None:
     path_of("cli")
-    best = min(cpu_seconds(arguments) for _ in range(3))
-    assert best < MAX_CPU_SECONDS
+    ours = f"import sys; from {PACKAGE}.cli import main; sys.exit(main())"
+    pairs = [(cpu_seconds(ours, arguments), cpu_seconds(STANDS_ON, [])) for _ in range(3)]
+    best, yardstick = (min(times) for times in zip(*pairs, strict=True))
+    assert best < max(MAX_CPU_SECONDS, 4 * yardstick)  # a busy machine is slower for both
 
 
-def cpu_seconds(arguments: list[str]) -> float:
-    """The processor time of one call of the command line, children and start of Python included."""
-    program = f"import sys; from {PACKAGE}.cli import main; sys.exit(main())"
+def cpu_seconds(program: str, arguments: list[str]) -> float:
+    """The processor time of one call of a program, children and start of Python included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
