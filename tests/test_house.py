@@ -21,7 +21,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 # The floors, from the ground up. A module or package imports from its own floor or from those below.
 FLOORS = [
     {"errors"},
-    {"assets", "bins", "files", "interrupt", "record", "seeds", "shelf", "spec", "weights", "world"},
+    {"assets", "bins", "document", "files", "interrupt", "record", "seeds", "shelf", "spec", "weights", "world"},
     {"anatomy", "answers", "provenance", "rundir", "scenes", "screen", "trackers"},
     {"attention", "data", "optimizer", "quantization"},
     {"methods", "metrics", "models", "tasks"},
