@@ -51,6 +51,13 @@ class Document:
         if not isinstance(self.data, dict):
             raise SpecError(f"{name}: a {what} is a mapping of keys to values.")
 
+    @classmethod
+    def of(cls, data: dict[str, Any], name: str) -> Document:
+        """Data that stands in no file; its errors name the key alone."""
+        document = cls("", name)
+        document.data = data
+        return document
+
     def place(self, key: Key) -> str:
         """`file:line` of the key, or of the nearest key around it."""
         for length in range(len(key), -1, -1):

@@ -45,7 +45,7 @@ def parse_spec(data: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) ->
         text = json.dumps(data, default=os.fspath)
     except (TypeError, ValueError) as error:
         raise SpecError(f"The spec holds something that YAML cannot say: {error}.") from error
-    return _validate(Document(text, "spec"), overrides)
+    return _validate(Document.of(json.loads(text), "spec"), overrides)
 
 
 def _validate(document: Document, overrides: Sequence[str]) -> Spec:
