@@ -69,6 +69,7 @@ class Adapter(Method[AdapterOptions]):
 
     Options = AdapterOptions
     learning_rate = 5e-5
+    size = "bottleneck"
 
     def peft_config(self, anatomy: Anatomy, config: PretrainedConfig) -> PeftConfig:
         """Our BottleneckConfig with one pattern for each position."""

@@ -43,9 +43,15 @@ class Method(ABC, Generic[Opts]):
     """The default, from the paper where it has one."""
     tunes_llm: ClassVar[bool] = True
     """Whether it trains anything of the language model; a run stops when a method that should does not."""
+    size: ClassVar[str | None] = None
+    """The option that says how much it trains, such as a rank; None for a method that has one size."""
 
     def __init__(self, options: Opts):
         self.options = options
+
+    def sized(self, size: int) -> dict[str, object]:
+        """Options that give this method another size and leave its strength as it is."""
+        return {self.size: size} if self.size else {}
 
     @abstractmethod
     def peft_config(self, anatomy: Anatomy, config: PretrainedConfig) -> PeftConfig | None:

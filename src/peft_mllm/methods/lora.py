@@ -40,6 +40,11 @@ class LoRA(Method[LoRAOptions]):
 
     Options = LoRAOptions
     learning_rate = 2e-4
+    size = "rank"
+
+    def sized(self, size: int) -> dict[str, object]:
+        """Another rank, with alpha in proportion."""
+        return {"rank": size, "alpha": self.options.alpha / self.options.rank * size}
 
     def peft_config(self, anatomy: Anatomy, config: PretrainedConfig) -> PeftConfig:
         """Peft's LoraConfig on the linears of the location."""

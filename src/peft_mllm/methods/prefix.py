@@ -37,6 +37,7 @@ class Prefix(Method[PrefixOptions]):
 
     Options = PrefixOptions
     learning_rate = 1e-5
+    size = "virtual_tokens"
 
     def peft_config(self, anatomy: Anatomy, config: PretrainedConfig) -> PeftConfig:
         """Peft's PrefixTuningConfig; peft fills in the model's layers, heads and widths."""
