@@ -1,0 +1,149 @@
+"""Verbs of studies. Nothing here imports torch but `plan`, which counts what would train."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from peft_mllm.cli.say import Json, console, example, say_json
+
+verbs = typer.Typer(help="Plan, run and report whole studies.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(help="YAML file of the study; docs/study.md explains it.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's, such as axes.seed=[1,2,3]."),
+]
+
+
+@verbs.command(
+    epilog=example(
+        "peft-mllm study plan studies/main-tiny.yaml",
+        "peft-mllm study plan studies/main.yaml axes.model=[liuhaotian/llava-v1.5-7b] --json",
+    )
+)
+def plan(study: File, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show the runs with what they will cost, before anything starts."""
+    from peft_mllm.study.definition import load_study
+    from peft_mllm.study.forecasting import plan_table, planned_costs, total_line
+
+    costs = planned_costs(load_study(study, overrides or ()))
+    if as_json:
+        say_json(costs.to_json())
+        return
+    console.print(plan_table(costs))
+    for line in total_line(costs):
+        console.print(line, markup=False)
+
+
+@verbs.command(
+    epilog=example(
+        "peft-mllm study run studies/main-tiny.yaml",
+        "peft-mllm study run studies/main-tiny.yaml axes.seed=[1,2,3,4]",
+        "peft-mllm study run studies/main.yaml --engine ray --address auto",
+    )
+)
+def run(
+    study: File,
+    overrides: Overrides = None,
+    engine: Annotated[str, typer.Option(help="pool: processes here; ray: one machine or many.")] = "pool",
+    slots: Annotated[int | None, typer.Option(min=1, help="Runs at once; one per GPU, or per core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each run; 1 on a CPU.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; one is started here if left out.")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Failures after which a run is set aside.")] = 3,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what was set aside.")] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run what has no verified result; the same command again goes on where it stopped, on any machine."""
+    from peft_mllm.errors import EXIT_INTERNAL, SpecError
+    from peft_mllm.study.definition import load_study
+    from peft_mllm.study.running import Machines, run_study
+
+    if engine not in ("pool", "ray"):
+        raise SpecError(f"--engine {engine}: there are pool and ray.")
+    if address is not None and engine != "ray":
+        raise SpecError("--address is of a Ray cluster; say --engine ray, too.")
+    read = load_study(study, overrides or ())
+    machines = Machines(engine="ray" if engine == "ray" else "pool", slots=slots, threads=threads, address=address)
+    conducted = run_study(read, machines, attempts=attempts, retry=retry, console=Console(stderr=True, highlight=False))
+    page = _write_report(Path(read.output_dir), None) if report else None
+    if as_json:
+        said: dict[str, Any] = {"done": list(conducted.done), "set_aside": dict(conducted.failed)}
+        say_json(said | {"waiting": conducted.waiting, "report": str(page) if page else None})
+    else:
+        console.print(f"{len(conducted.done)} runs done now, {len(conducted.failed)} set aside.", markup=False)
+        for name, cause in conducted.failed.items():
+            console.print(f"  {name}: {cause}", markup=False)
+        if page:
+            console.print(f"The report: {page.resolve()}", markup=False)
+    if conducted.failed:
+        raise typer.Exit(EXIT_INTERNAL)
+
+
+@verbs.command(epilog=example("peft-mllm study status studies/main-tiny.yaml"))
+def status(study: File, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show how the runs stand: done, running, failed, set aside, waiting."""
+    from peft_mllm.study.definition import load_study
+    from peft_mllm.study.engine import status_of
+    from peft_mllm.study.running import open_study
+    from peft_mllm.study.state import ATTEMPTS
+
+    state = open_study(load_study(study, overrides or ()))
+    known = state.known()
+    standing = status_of([state.job(run) for run in known], state.directory / ATTEMPTS)
+    counts = Counter(each.state for each in standing)
+    later = state.plan.expected - len(known)
+    if as_json:
+        say_json(
+            {"expected": state.plan.expected, "not_known_yet": later, **counts, "runs": [vars(s) for s in standing]}
+        )
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("run", "state", "where", "cause"):
+        table.add_column(heading, overflow="fold")
+    for each in standing:
+        if each.state in ("running", "failed", "set aside", "interrupted"):
+            step = f"{each.stage} {each.step or ''}/{each.total or ''}" if each.state == "running" else ""
+            table.add_row(escape(each.title), each.state, escape(f"{each.host} {step}".strip()), escape(each.cause))
+    if table.row_count:
+        console.print(table)
+    said = [f"{count} {name}" for name, count in counts.items()]
+    said += [f"{later} not known before their trials are done"] if later else []
+    console.print(f"{state.plan.expected} runs: {', '.join(said)}", markup=False)
+
+
+@verbs.command(
+    epilog=example(
+        "peft-mllm study report studies/main-tiny.yaml",
+        "peft-mllm study report runs/demo/scenes_next --output runs/demo-report",
+    )
+)
+def report(
+    study: Annotated[Path, typer.Argument(help="The study's YAML file, its directory, or any folder of runs.")],
+    output: Annotated[Path | None, typer.Option(help="Directory of the report; `report` in the study's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report from result files alone: a page, tables and figures."""
+    from peft_mllm.study.definition import load_study
+
+    directory = study if study.is_dir() else Path(load_study(study).output_dir)
+    page = _write_report(directory, output)
+    if as_json:
+        say_json({"report": str(page)})
+    else:
+        console.print(f"The report: {page.resolve()}", markup=False)
+
+
+def _write_report(directory: Path, output: Path | None) -> Path:
+    from peft_mllm.study.analyse import analyse
+    from peft_mllm.study.pages import write_study_report
+    from peft_mllm.study.reading import read_study
+
+    return write_study_report(analyse(read_study(directory)), output or directory / "report")

@@ -1,0 +1,95 @@
+"""Running a study: what has no verified result is run, by a pool or by Ray, and the index is kept as more is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from peft_mllm.study.definition import Study
+from peft_mllm.study.engine import Conducted, Engine, Job, Pool, RayCluster, conduct, view_for
+from peft_mllm.study.engine.attempts import ATTEMPTS
+from peft_mllm.study.matched import matched_axis
+from peft_mllm.study.plan import Plan
+from peft_mllm.study.state import ATTEMPTS as ATTEMPTS_FOLDER
+from peft_mllm.study.state import State
+
+EngineName = Literal["pool", "ray"]
+
+
+@dataclass(frozen=True)
+class Machines:
+    """On what a study runs.
+
+    Attributes:
+        engine: a pool of processes here, or Ray.
+        slots: runs at once; found out if None.
+        threads: of each run; 1 on a CPU if None.
+        address: of a Ray cluster; one is started here if None.
+    """
+
+    engine: EngineName = "pool"
+    slots: int | None = None
+    threads: int | None = None
+    address: str | None = None
+
+
+def open_study(study: Study, *, attempts: int = ATTEMPTS) -> State:
+    """A study with its plan, in its directory.
+
+    Raises:
+        SpecError: it cannot be planned.
+    """
+    return State(Plan(study, matched=matched_axis(study)), Path(study.output_dir), attempts=attempts)
+
+
+def run_study(
+    study: Study, machines: Machines, *, attempts: int = ATTEMPTS, retry: bool = False, console: Console
+) -> Conducted:
+    """Run what has no verified result, in whatever state an earlier call left the study.
+
+    Args:
+        study: its definition.
+        machines: on which it runs.
+        attempts: failures after which a run is set aside.
+        retry: try again what was set aside.
+        console: where progress is shown.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C; what was under way is saved.
+        UserError: nothing can be run.
+    """
+    state = open_study(study, attempts=attempts)
+    state.write_index()
+    indexed: set[str] = set()
+
+    def jobs() -> list[Job]:
+        known = {run.id for run in state.known()}
+        if known != indexed:  # a search is decided: more runs are known
+            state.write_index()
+            indexed.update(known)
+        return state.pending()
+
+    done = len(state.known()) - len(state.pending())
+    if done == state.plan.expected:
+        return Conducted((), {}, 0)
+    conducted = conduct(
+        jobs,
+        _engine(machines),
+        attempts_dir=state.directory / ATTEMPTS_FOLDER,
+        attempts=attempts,
+        expected=state.plan.expected,
+        done=done,
+        retry=retry,
+        view=view_for(console),
+    )
+    state.write_index()
+    return conducted
+
+
+def _engine(machines: Machines) -> Engine:
+    if machines.engine == "ray":
+        return RayCluster(address=machines.address, slots=machines.slots, threads=machines.threads)
+    return Pool(slots=machines.slots, threads=machines.threads)
