@@ -208,3 +208,12 @@ def test_the_studies_that_are_shipped_can_be_planned(file: Path) -> None:
     runs = [*plan.references, *plan.trials, *finals(plan)]
     assert len(runs) == plan.expected
     assert len({run.id for run in runs}) == len(runs)
+
+
+def test_an_axis_of_a_key_may_have_other_values_for_each_method() -> None:
+    rates = {"by": "method", "lora": [1e-3, 1e-2], "ia3": [1e-1], FULL: [1e-4]}
+    found = {
+        (r.factors["method"], r.factors["learning_rate"], r.spec.train.learning_rate)
+        for r in finals(planned(axes={"learning_rate": rates, "connector": ["frozen"]}))
+    }
+    assert found == {("lora", "0.001", 1e-3), ("lora", "0.01", 1e-2), ("ia3", "0.1", 1e-1), (FULL, "0.0001", 1e-4)}

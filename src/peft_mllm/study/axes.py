@@ -81,14 +81,13 @@ def axes_of(said: Mapping[str, Any]) -> dict[str, Axis]:
     methods = axes["method"]
     if methods.by_method is not None:
         raise SpecError("axes.method: the methods cannot differ by method.")
-    labels = {level.label for level in methods.levels}
-    for name, axis in axes.items():
-        if unknown := [label for label in axis.by_method or () if label not in labels]:
-            raise SpecError(
-                f"axes.{name}: {did_you_mean(unknown[0], sorted(labels))} '{unknown[0]}' is no method here."
-            )
     if not any(method_name(level) == "full" for level in methods.levels):
         axes["method"] = Axis("method", (*methods.levels, Level(FULL, {"method": {"name": "full"}})))
+    labels = list(axes["method"].labels())
+    for name, axis in axes.items():
+        if unknown := [label for label in axis.by_method or () if label not in labels]:
+            known = did_you_mean(unknown[0], labels)
+            raise SpecError(f"axes.{name}: '{unknown[0]}' is no method of this study. {known}")
     return axes
 
 
@@ -113,6 +112,13 @@ def levels_of_method(said: Any, place: str) -> tuple[Level, ...]:
     raise SpecError(f"{place}: write keys with lists of values, such as rank: [8, 16], or a list of mappings.")
 
 
+def _of_method(axis: str, said: Any, place: str) -> tuple[Level, ...]:
+    """What a method varies on an axis: plain values go to the key that the axis is named after."""
+    if isinstance(said, list) and _is_key(axis) and not any(isinstance(value, Mapping) for value in said):
+        return tuple(_labelled(axis, _label(value), value) for value in said)
+    return levels_of_method(said, place)
+
+
 def _level(row: Mapping[str, Any], shown: Sequence[str]) -> Level:
     label = ", ".join(f"{key.rpartition('.')[2].replace('_', ' ')} {_plain(row[key])}" for key in shown)
     return Level(label, {_method_key(key): value for key, value in row.items()})
@@ -127,7 +133,7 @@ def _method_key(key: str) -> str:
 def _axis(name: str, said: Any) -> Axis:
     place = f"axes.{name}"
     if isinstance(said, Mapping) and said.get(BY) == "method":
-        groups = {label: levels_of_method(values, f"{place}.{label}") for label, values in said.items() if label != BY}
+        groups = {label: _of_method(name, values, f"{place}.{label}") for label, values in said.items() if label != BY}
         return Axis(name, by_method=groups)
     if isinstance(said, Mapping) and said:
         return Axis(name, tuple(_labelled(name, str(label), value) for label, value in said.items()))
