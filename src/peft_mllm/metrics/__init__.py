@@ -14,6 +14,7 @@ METRICS: Shelf[Metric] = Shelf("metric", package=__name__, items={
     "ocrvqa": Item("ocrvqa:OCRVQAAccuracy", "the reference's text, or a text that contains it"),
     "gqa": Item("gqa:GQAAccuracy", "the reference's word, by kind of question"),
     "exact": Item("exact:Exact", "the reference's text, apart from case and surrounding space"),
+    "listed": Item("listed:Listed", "a list of named things: F1, and what is named but not there (hallucination)"),
     "caption": Item("caption:Caption", "CIDEr-D, BLEU and ROUGE-L of captions, as the COCO scorer has them"),
     "pope": Item("pope:POPE", "is an object there: yes or no, by set of questions"),
     "chair": Item("chair:CHAIR", "objects that a caption names and the image does not show"),

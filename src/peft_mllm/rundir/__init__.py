@@ -7,7 +7,7 @@
     adapter/        the final PEFT directory, with a MANIFEST.json
     predictions/    JSON lines, one file per task
     result.json     sealed with its own sha256: a run is done when it verifies
-    lock            held by the writer, and says who that is
+    lock            held and renewed by the writer, and says who that is
 
     with RunDir.open(path, spec) as run:                       # creates, or resumes the same spec
         checkpoint = run.latest_checkpoint()                   # the newest that verifies
@@ -22,5 +22,16 @@ Whoever only reads needs no lock: `RunDir(path).result()`.
 from peft_mllm.rundir.claim import START_AGAIN
 from peft_mllm.rundir.commits import verify
 from peft_mllm.rundir.directory import ADAPTER, PREDICTIONS, Checkpoint, RunDir, State, checkpoint_name
+from peft_mllm.rundir.lock import InUse
 
-__all__ = ["ADAPTER", "PREDICTIONS", "START_AGAIN", "Checkpoint", "RunDir", "State", "checkpoint_name", "verify"]
+__all__ = [
+    "ADAPTER",
+    "PREDICTIONS",
+    "START_AGAIN",
+    "Checkpoint",
+    "InUse",
+    "RunDir",
+    "State",
+    "checkpoint_name",
+    "verify",
+]

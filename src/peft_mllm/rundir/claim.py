@@ -83,7 +83,7 @@ def _is_strange(entry: Path) -> bool:
     """Whether it is none of the things that a writer makes before the spec is there."""
     if entry.name == LOCK:
         return not entry.is_file() or (entry.stat().st_size > 0 and recorded_holder(entry) is None)
-    return not entry.name.startswith(f"{TEMPORARY}{SPEC}-")
+    return not entry.name.startswith((f"{TEMPORARY}{SPEC}-", f"{TEMPORARY}{LOCK}-"))
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -83,6 +83,8 @@ class RunDir:
         self._lock: Lock | None = None
         self._trusted: set[Path] = set()  # checkpoints that this process wrote or verified
         self._step: int | None = None
+        self._total: int | None = None
+        self._stage = ""
 
     @classmethod
     def open(cls, path: Path, spec: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Self:
@@ -194,6 +196,7 @@ class RunDir:
         kept = {*good[:keep], *(self.path / path for path in protect)}
         for path in checkpoints:
             if path not in kept:
+                self._writer()  # again: what was verified in between takes its time
                 remove_directory(path)
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -217,16 +220,36 @@ class RunDir:
             write_lines(self.path / "metrics.jsonl", kept, what="the log")
 
     def set_status(
-        self, state: State, *, exit_code: int | None = None, message: str = "", step: int | None = None
+        self,
+        state: State,
+        *,
+        exit_code: int | None = None,
+        message: str = "",
+        stage: str | None = None,
+        step: int | None = None,
+        total: int | None = None,
     ) -> None:
-        """Say how the run stands; a step that is not given stays as it was."""
+        """Say how the run stands; a stage, step or total that is not given stays as it was.
+
+        Args:
+            state: in one word.
+            exit_code: of the process that ends with it.
+            message: why.
+            stage: what is being done: loading, training, scoring NAME.
+            step: the last that is saved.
+            total: how many steps there will be.
+        """
         self._writer()
         self._step = self._step if step is None else step
+        self._total = self._total if total is None else total
+        self._stage = self._stage if stage is None else stage
         status = {
             "state": state,
             "exit_code": exit_code,
             "message": message,
+            "stage": self._stage,
             "step": self._step,
+            "total": self._total,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -254,6 +277,23 @@ class RunDir:
             raise DiskError(f"{self.path / 'result.json'} belongs to another run. {START_AGAIN}")
         return result
 
+    def make_folders(self, parent: str, names: Collection[str]) -> None:
+        """Make folders in a folder of the run, and remove the others that an earlier attempt made there.
+
+        Args:
+            parent: `PREDICTIONS`, or another that is there.
+            names: relative to the run.
+        """
+        self._writer()
+        wanted = {self.path / name for name in names}
+        for folder in (self.path / parent).iterdir():
+            if folder.is_dir() and folder not in wanted:
+                remove_directory(folder)
+        with disk_errors(self.path / parent, "in"):
+            for folder in wanted:
+                folder.mkdir(exist_ok=True)
+            sync_directory(self.path / parent)
+
     def _writer(self) -> Lock:
         """The lock, checked: every write of a run passes here."""
         if self._lock is None:
@@ -268,8 +308,9 @@ class RunDir:
             for name in (CHECKPOINTS, PREDICTIONS):
                 (self.path / name).mkdir(exist_ok=True)
             sync_directory(self.path)
-            for name in ("", CHECKPOINTS, PREDICTIONS):
-                remove_leftovers(self.path / name)
+            folders = [folder for folder in (self.path / PREDICTIONS).iterdir() if folder.is_dir()]
+            for folder in (*folders, self.path, self.path / CHECKPOINTS, self.path / PREDICTIONS):
+                remove_leftovers(folder)
 
     def _sync_log(self) -> None:
         """Before a checkpoint is there, the lines of its steps are on the disk."""

@@ -18,6 +18,7 @@ TASKS: Shelf[Task] = Shelf("task", package=__name__, items={
     "scenes_next": Item("scenes:Next", "generated scenes: what is beside a cell (new)"),
     "scenes_choose": Item("scenes:Choose", "generated scenes: choose the true text (new)"),
     "scenes_compare": Item("scenes:Compare", "generated scenes: compare the counts of two rows (new)"),
+    "scenes_describe": Item("scenes:Describe", "generated scenes: the caption, scored for hallucination (seen)"),
     "scienceqa": Item("scienceqa:ScienceQA", "ScienceQA: multiple-choice school science, half with images"),
     "iconqa_txt": Item("iconqa:IconQATxt", "IconQA choose_txt: diagrams, choose a text"),
     "iconqa_blank": Item("iconqa:IconQABlank", "IconQA fill_in_blank: diagrams, answer with a string"),

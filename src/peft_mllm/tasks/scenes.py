@@ -1,15 +1,17 @@
 """Questions about generated scenes: what the embedded base was trained on, and what it never saw.
 
 A question kind is one class here: `ask` draws one question and its answer about a scene. The base saw the
-kinds in `SEEN` (on scenes of the train split); those in `UNSEEN` serve as new tasks to adapt to.
+kinds in `SEEN` (on scenes of the train split); those in `UNSEEN` serve as new tasks to adapt to. Those in
+`MEASURES` ask a seen question again, on other scenes and scored by another rule.
 """
 
 from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, overload
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, overload
 
 from pydantic import Field
 
@@ -29,6 +31,8 @@ UNSEEN = (
     "scenes_choose",
     "scenes_compare",
 )
+MEASURES = ("scenes_describe",)
+"""Kinds that ask what another kind asks, for another figure: no further kind that the base has or has not seen."""
 
 
 class ScenesOptions(TaskOptions):
@@ -72,6 +76,8 @@ class SceneTask(Task):
     """Whether the embedded base was trained on this kind of question."""
     most_per_image: ClassVar[int] = 64
     """How many questions this kind has about one scene, at most."""
+    meta: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What the metric needs beside the answer."""
     options: ScenesOptions
 
     def __init__(self, options: TaskOptions | None = None):
@@ -99,6 +105,7 @@ class SceneTask(Task):
             id=f"{split}-{self.options.seed}-{index}",
             turns=(Turn("user", f"{IMAGE_MARK}\n{question}"), Turn("assistant", answer)),
             images=(SceneImage(scene),),
+            meta=self.meta,
             source=f"{split}:{index}",
         )
 
@@ -141,6 +148,17 @@ class Caption(SceneTask):
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
         """Ask `List the shapes.`, answered `red circle, blue cross`."""
         return "List the shapes.", ", ".join(s.name for s in scene.shapes)
+
+
+class Describe(Caption):
+    """The base's own captioning question, scored for what it names that is not there.
+
+    Evaluated before and after tuning on another kind, it shows whether tuning made the model hallucinate. Its
+    scenes are not those of `Caption`.
+    """
+
+    metric = "listed"
+    meta = MappingProxyType({"things": frozenset(f"{colour} {form}" for colour in COLOURS for form in FORMS)})
 
 
 class At(SceneTask):
