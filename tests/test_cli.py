@@ -19,8 +19,8 @@ from runs import assert_same, command, lines, read, tiny, write_spec
 
 VERBS = [
     ["train"], ["evaluate"], ["list"], ["demo"], ["convert"], ["import-adapter"], ["export"], ["chat"], ["matrix"],
-    ["inspect"], ["score"], ["compare"], ["annotate"], ["data", "check"], ["data", "prepare"],
-    ["data", "preview"], ["data", "convert"],
+    ["inspect"], ["score"], ["compare"], ["reproduce"], ["annotate"], ["data", "check"], ["data", "prepare"],
+    ["data", "preview"], ["data", "convert"], ["study", "plan"], ["study", "run"], ["study", "status"], ["study", "report"],
 ]  # fmt: skip
 
 

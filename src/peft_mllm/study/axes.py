@@ -81,13 +81,16 @@ def axes_of(said: Mapping[str, Any]) -> dict[str, Axis]:
     methods = axes["method"]
     if methods.by_method is not None:
         raise SpecError("axes.method: the methods cannot differ by method.")
+    if unknown := [name for name in map(method_name, methods.levels) if name not in METHODS]:
+        raise SpecError(f"axes.method: there is no method '{unknown[0]}'. {did_you_mean(unknown[0], list(METHODS))}")
     if not any(method_name(level) == "full" for level in methods.levels):
         axes["method"] = Axis("method", (*methods.levels, Level(FULL, {"method": {"name": "full"}})))
     labels = list(axes["method"].labels())
     for name, axis in axes.items():
-        if unknown := [label for label in axis.by_method or () if label not in labels]:
-            known = did_you_mean(unknown[0], labels)
-            raise SpecError(f"axes.{name}: '{unknown[0]}' is no method of this study. {known}")
+        for label in axis.by_method or ():
+            if label not in labels:
+                known = did_you_mean(label, labels)
+                raise SpecError(f"axes.{name}: '{label}' is no method of this study. {known}")
     return axes
 
 
@@ -175,8 +178,7 @@ def _is_key(name: str) -> bool:
 
 
 def _has_location(method: Level) -> bool:
-    name = method_name(method)
-    return name not in METHODS or "location" in METHODS[name].Options.model_fields
+    return "location" in METHODS[method_name(method)].Options.model_fields
 
 
 def _label(value: Any) -> str:

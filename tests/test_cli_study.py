@@ -1,0 +1,100 @@
+"""The verbs of studies as a user sees them, on runs that are made up: engines and reports have their own tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from peft_mllm.cli import app
+from peft_mllm.errors import SpecError
+from small_study import FAIR
+from test_study_state import finish, finish_trials, state_of
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(FAIR | {"output_dir": str(tmp_path / "study")}, sort_keys=False))
+    return path
+
+
+def say(*arguments: Any) -> str:
+    done = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_plan_counts_the_runs_and_says_what_they_cost(file: Path) -> None:
+    shown = " ".join(say("study", "plan", file).split())
+    assert "50 of 50 runs to do" in shown
+    assert "Time is a rough guess" in shown
+    planned = json.loads(say("study", "plan", file, "--json"))
+    assert len(planned["runs"]) == 50
+    sizes = {
+        run["factors"]["method"]: run["trainable"] for run in planned["runs"] if run["factors"]["connector"] != "tuned"
+    }
+    assert sizes["zero-shot"] == 0
+    assert sizes["ia3"] == 2560  # 2 layers: keys and values of each, and the inner activations
+    assert 0 < sizes["ia3"] < sizes["lora"] < sizes["full fine-tuning"]
+    flops = {
+        run["factors"]["method"]: run["flops"] for run in planned["runs"] if run["factors"]["connector"] == "frozen"
+    }
+    assert flops["ia3"] < flops["full fine-tuning"]
+    assert planned["totals_of_open_runs"]["seconds"] > 0
+
+
+def test_a_plan_starts_nothing(file: Path) -> None:
+    say("study", "plan", file)
+    assert not (file.parent / "study").exists()
+
+
+def test_status_tells_what_is_done_and_what_was_set_aside(file: Path) -> None:
+    state = state_of(file.parent / "study")
+    finish(state, state.plan.references[0])
+    bad = state.plan.trials[0]
+    state.attempts.failed(bad.id, 65, "data/train.jsonl:7: the image is not there")
+    counts = json.loads(say("study", "status", file, "--json"))
+    assert (counts["done"], counts["set aside"], counts["expected"]) == (1, 1, 50)
+    assert counts["not_known_yet"] == 36
+    aside = [run for run in json.loads(say("study", "status", file, "--json"))["runs"] if run["state"] == "set aside"]
+    assert [run["cause"] for run in aside] == ["data/train.jsonl:7: the image is not there"]
+    shown = " ".join(say("study", "status", file).split())
+    assert "set aside" in shown
+    assert "36 not known before their trials are done" in shown
+
+
+def test_a_study_that_is_done_runs_nothing_and_makes_no_process(file: Path) -> None:
+    state = state_of(file.parent / "study")
+    finish_trials(state)
+    for run in state.known():
+        if not state.is_done(run):
+            finish(state, run)
+    said = json.loads(say("study", "run", file, "--no-report", "--json"))
+    assert said == {"done": [], "set_aside": {}, "waiting": 0, "report": None}
+    assert (file.parent / "study" / "study.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "cloud"], "--engine cloud: there are pool and ray."),
+        (["--address", "auto"], "--address is of a Ray cluster; say --engine ray, too."),
+        (["axes.method=[lorra]"], "there is no method 'lorra'"),
+        (["fixed.train.epochs=1"], "unknown key 'train.epochs'"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_starts(file: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        say("study", "run", file, *arguments)
+    assert message in str(error.value)
+    assert not (file.parent / "study").exists()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"There is no study file .*none\.yaml"):
+        say("study", "plan", tmp_path / "none.yaml")
