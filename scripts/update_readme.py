@@ -28,7 +28,8 @@ from peft_mllm.listing import describe, options_of
 from peft_mllm.methods import METHODS
 from peft_mllm.study.compare import Comparison, compare
 from peft_mllm.study.conclude import conclusion
-from peft_mllm.study.figures import gain_against_forgotten, looks, score_against_size
+from peft_mllm.study.drawings.looks import looks
+from peft_mllm.study.figures import gain_against_forgotten, score_against_size
 from peft_mllm.study.render import markdown_table
 from peft_mllm.study.results import Result, find_results, read_results
 from peft_mllm.study.wording import and_list, duration
@@ -54,6 +55,7 @@ BLOCKS: dict[str, tuple[type[BaseModel], str]] = {
     "train": (spec.TrainSpec, "As in HF `TrainingArguments`."),
     "generation": (spec.GenerationSpec, "As in transformers' `GenerationConfig`."),
     "retention": (spec.RetentionSpec, ""),
+    "curve": (spec.CurveSpec, ""),
 }
 """The spec's parts with many keys, and what a key without a word of its own means."""
 WORDS = {

@@ -30,6 +30,8 @@ from peft_mllm.cli import main
 
 torch.set_num_threads(1)
 
+PATIENCE = 120
+"""Seconds that a child may take on a busy machine; those of the tests take a few."""
 CLOCKS = {"seconds", "tokens_per_second"}
 """What differs between two runs that are the same."""
 
@@ -79,14 +81,20 @@ def outcome(run: Path) -> dict[str, Any]:
     result = read(run / "result.json")
     (adapter,) = (run / "adapter").glob("*.safetensors")
     training = {k: v for k, v in result["training"].items() if k not in CLOCKS | {"resumed"}}
-    scores = {name: {**score, "seconds": 0, "resumed": 0} for name, score in result["scores"].items()}
+    predictions = run / "predictions"
     return {
         "adapter": adapter.read_bytes(),
         "metrics": metrics(run),
         "training": training,
-        "scores": scores,
-        "predictions": {path.name: path.read_bytes() for path in (run / "predictions").iterdir()},
+        "scores": unclocked(result["scores"]),
+        "curve": [{**point, "scores": unclocked(point["scores"])} for point in result["curve"]],
+        "predictions": {str(each.relative_to(run)): each.read_bytes() for each in predictions.rglob("*.*")},
     }
+
+
+def unclocked(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores by task, without what differs between two runs that are the same."""
+    return {name: {**score, "seconds": 0, "resumed": 0} for name, score in scores.items()}
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -168,14 +176,24 @@ def fork(work: Callable[[], object], log: Path) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def wait(child: int) -> int:
-    """A child's exit code; minus the signal's number where one ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """A child's exit code; minus the signal's number where one ended it. One that hangs is killed, and a failure."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError(f"the child was still at work after {PATIENCE} seconds, and was killed")
 
 
 def train_forked(spec: Path, *words: str, log: Path, prepare: Callable[[], object] = lambda: None) -> int:
@@ -205,6 +223,23 @@ def kill_after(child: int, seconds: float) -> bool:
     code = wait(child)
     assert code in (0, -signal.SIGKILL), "the child failed by itself"
     return code != 0
+
+
+def kill_at(owner: Any, name: str, count: int) -> Callable[[], None]:
+    """For `prepare`: the process kills itself when a function is called for the `count`-th time."""
+
+    def prepare() -> None:
+        real, left = getattr(owner, name), [count]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, call)
+
+    return prepare
 
 
 def signal_after_steps(number: int, *signals: int) -> Callable[[], None]:

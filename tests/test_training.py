@@ -80,7 +80,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("micro_batch", [4, 3, 2, 1])
+@pytest.mark.parametrize("micro_batch", [*(pytest.param(n, marks=pytest.mark.slow) for n in (4, 2)), 3, 1])
 def test_micro_batches_change_nothing(tmp_path, whole, micro_batch):
     options = split(micro_batch)
     if micro_batch == 3:  # the step's last micro-batch is smaller
@@ -233,12 +233,16 @@ def test_early_stopping_logs_its_last_steps(tmp_path):
 
 
 def test_validation_split_off_the_training_data(tmp_path):
-    task = {"name": "scenes_at", "size": {"train": 16, "validation": 4, "test": 1}}
+    task = {"name": "scenes_at", "size": {"train": 16, "validation": 0, "test": 1}}
     data = {"validation_fraction": 0.25}
     result = train(tmp_path / "run", task=task, data=data, train={"max_steps": 2})
     account = result["data"]["train"]
     assert account["trained_on"] + account["validation"] == 16
     assert account["validation"] > 0
+    task["size"]["validation"] = 4  # a task with validation data of its own keeps all that it learns from
+    result = train(tmp_path / "own", task=task, data=data, train={"max_steps": 2})
+    account = result["data"]["train"]
+    assert (account["trained_on"], account["validation"]) == (16, 4)
 
 
 # --- precision, and what trains ---

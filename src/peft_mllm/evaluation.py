@@ -94,6 +94,8 @@ class Evaluation:
             "n": len(self.records),
             "unparsed": self.scores.unparsed,
             "values": dict(self.scores.values),
+            "prompt_tokens": sum(prompt.length for prompt in self.prompts),
+            "new_tokens": sum(answer.tokens for answer in self.answers),
             "conditions": dict(self.conditions),
             "resumed": self.resumed,
             "seconds": self.seconds,

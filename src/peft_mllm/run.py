@@ -5,10 +5,8 @@ The only file that knows all shelves. Running the same spec again resumes, or re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +14,37 @@ import torch
 
 from peft_mllm.anatomy import PARTS, Part
 from peft_mllm.assets import EMBEDDED
+from peft_mllm.curve import score_curve
 from peft_mllm.data.encode import Sample
-from peft_mllm.data.plan import Plan
-from peft_mllm.data.supply import Supply, account_of, measure_with
-from peft_mllm.errors import DataError, MethodError
-from peft_mllm.evaluation import pad_token
-from peft_mllm.exactness import SelfCheck, self_check, telling
+from peft_mllm.data.supply import measure_with
+from peft_mllm.errors import SpecError
+from peft_mllm.fitting import Fitted, Fitting
 from peft_mllm.identity import identity_of
 from peft_mllm.interrupt import stop_requests
 from peft_mllm.loading import architecture, dtype_for, load_family
-from peft_mllm.matrix.known import KEEPS, Combination, consult
-from peft_mllm.methods import METHODS, Method
+from peft_mllm.matrix.known import Combination, consult
+from peft_mllm.methods import METHODS
+from peft_mllm.methods.base import Method
 from peft_mllm.models import Family
-from peft_mllm.optimizer import check_names, learning_rates, make_optimizer, make_schedule
-from peft_mllm.provenance import data_fingerprint, environment, peak_memory, weights_fingerprint
+from peft_mllm.optimizer import check_names, learning_rates
+from peft_mllm.parts import sizes_of
+from peft_mllm.provenance import environment, peak_memory, weights_fingerprint
 from peft_mllm.quantization import size_of
 from peft_mllm.record import Record
 from peft_mllm.retention import Subject, answers_of, in_words, measure, measure_base, plain_text, retained
-from peft_mllm.rundir import ADAPTER, RunDir
+from peft_mllm.rundir import ADAPTER, RunDir, checkpoint_name
 from peft_mllm.scored import score
 from peft_mllm.screen import Screen
 from peft_mllm.seeds import derive
 from peft_mllm.spec import Spec
 from peft_mllm.specfile import build
-from peft_mllm.splits import Opened, open_split, split_off
-from peft_mllm.tasks import TASKS, Split, Task
-from peft_mllm.trackers import Trackers
-from peft_mllm.training import Job, Progress, load_best, train
+from peft_mllm.splits import Opened, Splits
+from peft_mllm.tasks import TASKS
 from peft_mllm.tuned import Tuned, attach, trained_parts, untouched
 from peft_mllm.world import World
 
 Result = dict[str, Any]
 
-SELF_CHECK_SAMPLES = 8
-"""Compared at the start of training: enough for a tree or two, few enough to cost nothing."""
 NOTES = {
     "tiny": "The base has random weights: these scores mean nothing.",
     "embedded": "The base is a demonstration of some million parameters that knows only generated scenes: these "
@@ -57,8 +52,13 @@ NOTES = {
 }
 
 
-def run(spec: Spec, *, quiet: bool = False) -> Result:
+def run(spec: Spec, *, quiet: bool = False, before: Callable[[Runner], None] = lambda runner: None) -> Result:
     """Train and evaluate one spec in its run directory, from wherever an earlier call stopped.
+
+    Args:
+        spec: what to run.
+        quiet: show nothing.
+        before: called when model and data are there and nothing is trained; what it raises ends the run.
 
     Returns:
         the content of result.json.
@@ -77,17 +77,27 @@ def run(spec: Spec, *, quiet: bool = False) -> Result:
         done: Result | None = world.share(writer.result() if writer else None)
         if done is not None:
             if writer and (writer.status() or {}).get("state") != "done":  # killed between result and status
-                writer.set_status("done", exit_code=0)
+                finish(writer, spec, done)
             screen.note(f"{directory} is finished, and this is its result. Delete it to run again.")
             return done
         if writer:
-            writer.set_status("running")
+            writer.set_status("running", stage="loading")
         stop = stack.enter_context(stop_requests())
-        result = Runner(spec, writer or RunDir(directory), world, screen, stop).result()
+        runner = Runner(spec, writer or RunDir(directory), world, screen, stop)
+        before(runner)
+        result = runner.result()
         if writer:
             writer.write_result(result)
-            writer.set_status("done", exit_code=0)
+            finish(writer, spec, result)
         return result
+
+
+def finish(writer: RunDir, spec: Spec, result: Result) -> None:
+    """Let go of the checkpoints that only the training curve needed, and say that the run is done."""
+    if spec.curve.wanted:
+        best = (result["training"].get("best") or {}).get("step")
+        writer.rotate(keep=spec.train.save_total_limit, protect=[] if best is None else [checkpoint_name(best)])
+    writer.set_status("done", exit_code=0, stage="")
 
 
 class Runner:
@@ -107,16 +117,18 @@ class Runner:
         self.family.anatomy.check(self.family.model)
         self.parameters = sum(map(size_of, self.family.model.parameters()))
         self.fingerprint = weights_fingerprint(self.family.model)
+        self.sizes = sizes_of(self.family.model, self.family.anatomy)
         # all data is checked before the model goes to a device: what is wrong is said while it is cheap
-        self.train_split = self._open(tasks, spec.task.name, "train") if self._wanted() else None
-        self.validation_split = self._open(tasks, spec.task.name, "validation") if self._wanted() else None
-        if self._wanted() and not (self.train_split and self.train_split.records):
-            raise DataError(f"{spec.task.name}: there is nothing to train on. Give the task training data.")
-        tests = [self._open(tasks, name, "test") for name in tasks]
-        self.questions = [opened for opened in tests if opened is not None]
-        for asked in self.questions:
-            if not asked.records:
-                raise DataError(f"{asked.name}: its test split is empty, there is nothing to score.")
+        length = measure_with(self._encode, spec.data.max_length)
+        splits = Splits(tasks=tasks, data=spec.data, seed=spec.seed, measure=length, screen=screen)
+        self.train_split = splits.training() if self._wanted() else None
+        self.validation_split = splits.validation() if self._wanted() else None
+        if spec.curve.wanted and self._wanted() and self.validation_split is None:
+            raise SpecError(
+                f"curve needs a validation loss, and {spec.task.name} has no validation data. Hold out some of its "
+                "training data with data.validation_fraction, or leave curve out."
+            )
+        self.questions = splits.questions(spec.scored)
         self.family.model.to(world.device)
 
     def _consult(self) -> list[str]:
@@ -135,14 +147,6 @@ class Runner:
             self.screen.note(doubt)
         return doubts
 
-    def _open(self, tasks: dict[str, Task], name: str, split: Split) -> Opened | None:
-        if not tasks[name].has(split):
-            return None
-        data = self.spec.data
-        measure = measure_with(self._encode, data.max_length)
-        limit = data.max_train_samples if split == "train" else data.max_eval_samples
-        return open_split(tasks[name], name, split, measure=measure, limit=limit, screen=self.screen)
-
     def _encode(self, record: Record) -> Sample:
         return self.family.encode(record, labels=self.spec.data.labels)
 
@@ -153,15 +157,20 @@ class Runner:
         tuned = self._attach()
         rates = learning_rates(self.spec.train, self.method.learning_rate)
         parts = trained_parts(tuned, rates, self._wanted())
+        fitted = None
         trained: Result = {"data": {}, "training": {}, "self_check": None, "adapter": None}
         if parts:
             self.screen.parts([(part.part, part.parameters, part.total, part.learning_rate) for part in parts])
-            trained = self._train(tuned, rates) | {"adapter": self._save(tuned)}
+            fitted = self._fit(tuned, rates)
+            trained = fitted.to_json() | {"adapter": self._save(tuned)}
+        self._stage("measuring retention")
         after = measure(tuned, subjects, rows=self._rows, world=self.world) if parts else before
         retention = retained(before, after)
         for line in in_words(retention) if parts else ():
             self.screen.note(f"retention, {line}")
         identity = identity_of(tuned, self.fingerprint)
+        scores = {asked.name: self._score(asked, tuned, identity) for asked in self.questions}
+        curve = self._curve(fitted, tuned, scores) if fitted and fitted.curve else []
         return {
             "schema": 1,
             "name": self.spec.title,
@@ -173,10 +182,13 @@ class Runner:
                 "family": type(self.family).__name__.lower(),
                 "parameters": self.parameters,
                 "fingerprint": self.fingerprint,
+                **self.sizes,
+                "patches": self.family.patches,
             },
             "trainable": {p.part: {"parameters": p.parameters, "learning_rate": p.learning_rate} for p in parts},
             **trained,
-            "scores": {asked.name: self._score(asked, tuned, identity) for asked in self.questions},
+            "scores": scores,
+            "curve": curve,
             "retention": retention,
             "peak_memory_bytes": peak_memory(self.world.device),
             "environment": environment(self.world.device),
@@ -217,118 +229,19 @@ class Runner:
         opened: set[Part] = {part for part in PARTS if switches.get(part, "frozen") != "frozen"}
         return opened | ({"llm"} if self.method.tunes_llm else set())
 
-    def _train(self, tuned: Tuned, rates: dict[Part, float]) -> Result:
-        supply, validation, account = self._supplies(tuned)
-        check = self._check_sharing(tuned, supply)
-        if check is not None and not check.passed:
-            supply, validation = supply.unshared(), validation.unshared() if validation else None
-        spec = self.spec.train
-        plan = Plan(
-            size=len(supply.records),
-            micro_batch=spec.per_device_train_batch_size,
-            micro_batches=spec.gradient_accumulation_steps * self.world.size,
-            seed=self.spec.seed,
-            groups=self._groups(supply.records),
-        )
-        total = spec.max_steps if spec.max_steps > 0 else math.ceil(spec.num_train_epochs * plan.steps_per_epoch)
-        optimizer = make_optimizer(tuned.trainable(), self.family.anatomy, rates, spec)
-        trackers = Trackers(spec.report_to, directory=self.run_dir.path, main=self.world.is_main, title=self.spec.title)
-        if any(self.run_dir.path.glob("checkpoints/step-*")):
-            self.screen.note("Going on from the last good checkpoint.")
-        with trackers, self.screen.bar(f"training {self.spec.title}", total) as bar:
-
-            def show(step: int, loss: float, tokens_per_second: float) -> None:
-                bar.advance(to=step, facts={"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_second:,.0f}"})
-
-            job = Job(
-                tuned=tuned,
-                optimizer=optimizer,
-                schedule=make_schedule(optimizer, spec, total),
-                plan=plan,
-                total_steps=total,
-                make_batch=supply.batch,
-                validation=self._batches(validation),
-                spec=spec,
-                seed=self.spec.seed,
-                run=self.run_dir,
-                world=self.world,
-                log=trackers.log,
-                show=show,
-                stop=self.stop,
-            )
-            progress = train(job)
-            restored = load_best(job, progress)
-        return {
-            "data": {"train": account},
-            "training": training_json(progress, plan, restored=restored),
-            "self_check": asdict(check) | {"passed": check.passed} if check else None,
-        }
-
-    def _supplies(self, tuned: Tuned) -> tuple[Supply, Supply | None, Result]:
-        """Training and validation data with the account of what was read."""
-        train = self.train_split
-        assert train is not None, "a run that trains has opened its data"
-        records, held_out = train.records, self.validation_split.records if self.validation_split else ()
-        if self.spec.data.validation_fraction:
-            records, held_out = split_off(records, self.spec.data.validation_fraction, self.spec.seed)
-        self._refuse_losing(tuned, records)
-        account = account_of(train.name, records, train.report, data_fingerprint(records))
-        origin = train.task.origin("train")
-        account |= {"origin": dict(origin)} if origin else {}
-        return (
-            self._supply(tuned, records),
-            self._supply(tuned, held_out) if held_out else None,
-            account | {"validation": len(held_out)},
-        )
-
-    def _refuse_losing(self, tuned: Tuned, records: Sequence[Record]) -> None:
-        """Refuse a method that acts in front of a model which is told more of its tokens than their ids.
-
-        The matrix knows the architectures that it has tried; this holds for all.
-        """
-        sample = self._encode(next((record for record in records if record.images), records[0]))
-        told = ["positions on several axes"] if sample.positions is not None else []
-        told += sorted(sample.extras)
-        if told and not tuned.takes_padding:
-            raise MethodError(
-                f"{self.spec.title} puts virtual tokens in front of the model, and this model would lose "
-                f"{', '.join(told)} of its image tokens by that, silently. {KEEPS}"
-            )
-
-    def _supply(self, tuned: Tuned, records: Sequence[Record]) -> Supply:
-        return Supply(
-            records=records,
+    def _fit(self, tuned: Tuned, rates: dict[Part, float]) -> Fitted:
+        assert self.train_split is not None, "a run that trains has opened its data"
+        stage = Fitting(
+            spec=self.spec,
+            train=self.train_split,
+            validation=self.validation_split,
             encode=self._encode,
-            pixels=self.family.pixels,
-            pad_id=pad_token(tuned),
-            trees=tuned.trees,
-            share=self.spec.data.share_prefix,
+            run=self.run_dir,
+            world=self.world,
+            screen=self.screen,
+            stop=self.stop,
         )
-
-    def _batches(self, supply: Supply | None) -> Callable[[], Any] | None:
-        if supply is None:
-            return None
-        size = self.spec.train.per_device_eval_batch_size
-        return lambda: supply.batches(size, rank=self.world.rank, world_size=self.world.size)
-
-    def _groups(self, records: Sequence[Record]) -> tuple[tuple[str, ...], ...] | None:
-        if not self.spec.data.group_by_image:
-            return None
-        return tuple(tuple(image.key for image in record.images) or (record.id,) for record in records)
-
-    def _check_sharing(self, tuned: Tuned, supply: Supply) -> SelfCheck | None:
-        """Prove on this model and data that sharing is exact; None where nothing is to be shared."""
-        if not (supply.trees and supply.share):
-            return None
-        samples = [supply.encode(record) for record in telling(supply.records, SELF_CHECK_SAMPLES)]
-        check = self_check(tuned, samples, pad_id=supply.pad_id)
-        if check is not None and not check.passed:
-            self.screen.note(
-                f"WARNING: on this model, samples that share an image's prefix do not give the gradients of samples "
-                f"one by one: they differ by {check.gradient:.1e}, where {check.tolerance:.0e} is rounding. Nothing is "
-                "shared in this run, which is right but slower. Please report this."
-            )
-        return check
+        return stage.fit(tuned, rates)
 
     def _save(self, tuned: Tuned) -> Result | None:
         """The final adapter, committed like a checkpoint."""
@@ -339,6 +252,7 @@ class Runner:
         return {"directory": ADAPTER, "bytes": sum(file.stat().st_size for file in files)}
 
     def _score(self, asked: Opened, tuned: Tuned, identity: str) -> Result:
+        self._stage(f"scoring {asked.name}")
         return score(
             asked,
             tuned,
@@ -350,27 +264,27 @@ class Runner:
             identity=identity,
         )
 
+    def _curve(self, fitted: Fitted, tuned: Tuned, final: Result) -> list[Result]:
+        return score_curve(
+            fitted,
+            tuned,
+            self.spec,
+            self.questions,
+            final,
+            base=self.fingerprint,
+            run=self.run_dir,
+            world=self.world,
+            screen=self.screen,
+            stop=self.stop,
+        )
+
+    def _stage(self, stage: str) -> None:
+        if self.world.is_main:
+            self.run_dir.set_status("running", stage=stage)
+
     def _method_json(self) -> Result:
         options = self.method.options.model_dump(mode="json")
         return {"name": self.spec.method.name, "location": options.pop("location", None), "options": options}
-
-
-def training_json(progress: Progress, plan: Plan, *, restored: bool) -> Result:
-    """What training took, for result.json."""
-    best = None
-    if progress.best_step is not None:
-        best = {"step": progress.best_step, "eval_loss": progress.best_eval_loss, "restored": restored}
-    return {
-        "steps": progress.step,
-        "epochs": progress.step / plan.steps_per_epoch,
-        "seconds": progress.seconds,
-        "tokens": progress.tokens,
-        "answer_tokens": progress.answer_tokens,
-        "tokens_per_second": progress.tokens_per_second,
-        "best": best,
-        "stopped_early": progress.stopped_early,
-        "resumed": progress.resumed,
-    }
 
 
 def notes_on(model: str) -> list[str]:

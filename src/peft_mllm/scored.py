@@ -12,7 +12,6 @@ from peft_mllm.rundir import PREDICTIONS
 from peft_mllm.screen import Screen
 from peft_mllm.spec import Spec
 from peft_mllm.splits import Opened
-from peft_mllm.tasks import Split
 from peft_mllm.tuned import Tuned
 from peft_mllm.world import World
 
@@ -27,7 +26,7 @@ def score(
     stop: Callable[[], bool] = lambda: False,
     directory: Path | None = None,
     identity: str = "",
-    split: Split = "test",
+    folder: str = PREDICTIONS,
 ) -> dict[str, Any]:
     """Evaluate one task.
 
@@ -40,12 +39,12 @@ def score(
         stop: polled between batches.
         directory: its predictions go below it, as they come; what is there already is not asked again.
         identity: a fingerprint of the model with its adapter, without which nothing is taken from `directory`.
-        split: the split's name.
+        folder: for predictions, in `directory`.
 
     Raises:
         Interrupted: somebody asked to stop.
     """
-    path = directory / PREDICTIONS / f"{asked.name}.jsonl" if directory else None
+    path = directory / folder / f"{asked.name}.jsonl" if directory else None
     with screen.bar(f"asking {asked.name}", len(asked.records)) as bar:
         outcome = evaluate(
             tuned,
@@ -61,11 +60,13 @@ def score(
             report=bar.advance,
             stop=stop,
         )
-    summary: dict[str, Any] = {"split": split, **outcome.summary(), "predictions": None}
+    summary: dict[str, Any] = {"split": asked.split, **outcome.summary(), "predictions": None}
+    if asked.source != asked.split:
+        summary["held_out_of"] = asked.source
     if asked.report:
         counts = {"read": asked.report.read, "used": asked.report.used, "quarantined": asked.report.quarantined}
         summary["data"] = counts | {"findings": dict(asked.report.counts)}
-    origin = asked.task.origin(split)
+    origin = asked.task.origin(asked.source)
     summary |= {"origin": dict(origin)} if origin else {}
     if directory is not None and path is not None:
         if world.is_main:

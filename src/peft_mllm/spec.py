@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Tuning = Literal["frozen", "tuned"]
 ConnectorTuning = Literal["frozen", "tuned", "released"]
+Scored = Literal["test", "validation"]
 Strategy = Literal["no", "steps", "epoch"]
 
 
@@ -65,7 +66,9 @@ class DataSpec(Frozen):
     max_length: int = Field(default=2048, ge=8)
     """Tokens of a sample, image tokens included; a longer one is a finding of the data check."""
     max_train_samples: int | None = Field(default=None, ge=1)
-    """Use only the first of the training split; None is all."""
+    """Use only so many of the training split; None is all."""
+    subset: Literal["first", "random"] = "first"
+    """Which these are: the first, or a draw by seed and record id, in which the smaller one lies in the larger."""
     max_eval_samples: int | None = Field(default=None, ge=1)
     """Score only the first of each evaluated split; None is all."""
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -100,6 +103,27 @@ class RetentionSpec(Frozen):
     """The loss on a short English text that comes with the package."""
     samples: int = Field(default=32, ge=0)
     """The loss on so many reference answers of each task in `evaluate`; 0 measures none."""
+
+
+class CurveSpec(Frozen):
+    """Checkpoints of the training that are scored like its end, to see what longer training does."""
+
+    after_best: int = Field(default=0, ge=0)
+    """Score at the evaluation of lowest validation loss, and at so many evaluations after it; 0 is neither."""
+    epochs: tuple[float, ...] = ()
+    """Score at the evaluations nearest to these epochs."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _in_order(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(epoch <= 0 for epoch in value):
+            raise ValueError("an epoch to score at is greater than 0")
+        return tuple(sorted(set(value)))
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to score."""
+        return bool(self.after_best or self.epochs)
 
 
 class TrainSpec(Frozen):
@@ -192,9 +216,12 @@ class Spec(Frozen):
     task: NamedSpec
     evaluate: tuple[NamedSpec, ...] = ()
     """Tasks to score after training, beside the task itself."""
+    scored: Scored = "test"
+    """Which split is scored; with `validation`, no test split is opened at all."""
     data: DataSpec = Field(default_factory=DataSpec)
     generation: GenerationSpec = Field(default_factory=GenerationSpec)
     retention: RetentionSpec = Field(default_factory=RetentionSpec)
+    curve: CurveSpec = Field(default_factory=CurveSpec)
     train: TrainSpec = Field(default_factory=TrainSpec)
     seed: int = Field(default=42, ge=0)
     output_dir: str
@@ -212,6 +239,25 @@ class Spec(Frozen):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} would be scored twice (the task itself always is)")
+        return self
+
+    @model_validator(mode="after")
+    def _a_curve_that_there_can_be(self) -> Spec:
+        curve, train = self.curve, self.train
+        if not curve.wanted:
+            return self
+        if train.eval_strategy == "no":
+            raise ValueError("curve needs evaluations, and train.eval_strategy is no; set it to epoch or steps")
+        if train.early_stopping_patience is not None and train.early_stopping_patience < curve.after_best:
+            raise ValueError(
+                f"curve.after_best {curve.after_best} is never reached, since train.early_stopping_patience stops "
+                f"after {train.early_stopping_patience}; raise it, or leave it out"
+            )
+        if train.max_steps < 0 and curve.epochs and curve.epochs[-1] > train.num_train_epochs:
+            raise ValueError(
+                f"curve.epochs has {curve.epochs[-1]:g}, and train.num_train_epochs is {train.num_train_epochs:g}; "
+                "raise it, or leave the epoch out"
+            )
         return self
 
     @property

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import RESUME, DiskError, DivergedError, Interrupted
 from peft_mllm.optimizer import flat_state, load_flat_state
+from peft_mllm.progress import Progress, StepResult
 from peft_mllm.rundir import START_AGAIN, Checkpoint, RunDir, checkpoint_name, verify
 from peft_mllm.seeds import derive
 from peft_mllm.spec import TrainSpec
@@ -31,48 +32,6 @@ from peft_mllm.world import World
 STATE = "state.safetensors"
 MakeBatch = Callable[[Sequence[int]], Batch]
 """Sample indices to a batch."""
-
-
-@dataclass
-class Progress:
-    """How far a run is; saved with each checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    answer_tokens: int = 0
-    best_step: int | None = None
-    best_eval_loss: float | None = None
-    evaluations_without_gain: int = 0
-    stopped_early: bool = False
-    resumed: int = 0
-    window_loss: float = 0.0
-    window_answer_tokens: int = 0
-    """Since the last line of the log; saved, so that a resumed run writes the lines of an undisturbed one."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Since the beginning, evaluations included."""
-        return self.tokens / max(self.seconds, 1e-9)
-
-    def advance(self, result: StepResult, seconds: float) -> None:
-        """Count a step."""
-        self.window_loss += result.loss * result.answer_tokens
-        self.window_answer_tokens += result.answer_tokens
-        self.step += 1
-        self.seconds = seconds
-        self.tokens += result.tokens
-        self.answer_tokens += result.answer_tokens
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did: its mean loss over answer tokens, and its gradient's norm before clipping."""
-
-    loss: float
-    grad_norm: float
-    tokens: int
-    answer_tokens: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +53,7 @@ class Job:
         log: called with each line of metrics.jsonl; for trackers.
         show: called after each step with its number, loss and tokens per second; for the progress bar.
         stop: whether somebody asked to stop; polled after each step.
+        wanted: the evaluated steps so far whose checkpoints will be used after training, beside the best.
     """
 
     tuned: Tuned
@@ -110,6 +70,7 @@ class Job:
     log: Callable[[dict[str, Any]], None]
     show: Callable[[int, float, float], None]
     stop: Callable[[], bool]
+    wanted: Callable[[Progress], Collection[int]] = lambda progress: ()
     parameters: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +80,7 @@ class Job:
 def train_step(job: Job, step: int, batches: Sequence[Batch]) -> StepResult:
     """One update from this process's micro-batches: the mean over all answer tokens of the step."""
     params, world = list(job.parameters.values()), job.world
-    tokens, answers = world.sum(sum(b.tokens for b in batches), sum(b.answer_tokens for b in batches))
+    tokens, answers, sequence_tokens, images = map(int, world.sum(*_counted(batches)))
     for group in job.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * job.schedule(step)
     losses = []
@@ -135,7 +96,17 @@ def train_step(job: Job, step: int, batches: Sequence[Batch]) -> StepResult:
         raise DivergedError(_why_diverged(world, step, loss, norm, batches, losses))
     job.optimizer.step()
     job.optimizer.zero_grad()
-    return StepResult(loss=loss, grad_norm=norm, tokens=int(tokens), answer_tokens=int(answers))
+    return StepResult(loss, norm, tokens, answers, sequence_tokens, images)
+
+
+def _counted(batches: Sequence[Batch]) -> list[int]:
+    """Tokens, those that are learned, and tokens and images as they were without sharing."""
+    return [
+        sum(batch.tokens for batch in batches),
+        sum(batch.answer_tokens for batch in batches),
+        sum(batch.sequence_tokens for batch in batches),
+        sum(batch.images for batch in batches),
+    ]
 
 
 def train(job: Job) -> Progress:
@@ -160,7 +131,7 @@ def train(job: Job) -> Progress:
             _log_window(job, progress, result)
         interrupted = job.world.any(job.stop())
         due = _due(job, job.spec.save_strategy, job.spec.save_steps, progress.step)
-        if gained or interrupted or due or last:
+        if gained or interrupted or due or last or progress.step in job.wanted(progress):
             save_checkpoint(job, progress)
         if interrupted:
             raise Interrupted(f"Stopped at step {progress.step} of {job.total_steps}, saved: {RESUME}")
@@ -218,6 +189,7 @@ def _evaluate(job: Job, progress: Progress) -> bool:
         return False
     loss = mean_loss(job.tuned, job.validation(), job.world)
     _write(job, {"step": progress.step, "eval_loss": loss})
+    progress.evaluations.append((progress.step, loss))
     gained = progress.best_eval_loss is None or loss < progress.best_eval_loss
     if gained:
         progress.best_step, progress.best_eval_loss = progress.step, loss
@@ -281,8 +253,9 @@ def save_checkpoint(job: Job, progress: Progress) -> None:
             facts=asdict(progress),
         )
         job.run.set_status("running", step=progress.step)
-        best = [] if progress.best_step is None else [checkpoint_name(progress.best_step)]
-        job.run.rotate(keep=job.spec.save_total_limit, protect=best)
+        best = set() if progress.best_step is None else {progress.best_step}
+        kept = map(checkpoint_name, best.union(job.wanted(progress)))
+        job.run.rotate(keep=job.spec.save_total_limit, protect=[*kept])
     job.world.barrier()
 
 
@@ -290,12 +263,18 @@ def _resume(job: Job) -> Progress:
     """Go back to the newest checkpoint that verifies; without one, to the beginning."""
 
     def doubt(checkpoint: Checkpoint) -> list[str]:
-        """Without the best checkpoint that it counts on, a run cannot end: take an older one and make it again."""
-        best = checkpoint.facts["best_step"]
-        if not job.spec.load_best_model_at_end or best is None or best == checkpoint.step:
-            return []
-        name = checkpoint_name(best)
-        return [f"its best checkpoint {name} cannot be used: {why}" for why in verify(job.run.path / name)]
+        """Without the checkpoints that it counts on, a run cannot end: take an older one and make them again."""
+        progress = Progress(**checkpoint.facts)
+        needed = dict.fromkeys(job.wanted(progress), "a checkpoint that it counts on,")
+        if job.spec.load_best_model_at_end and progress.best_step is not None:
+            needed[progress.best_step] = "its best checkpoint"
+        needed.pop(checkpoint.step, None)
+        names = {checkpoint_name(step): what for step, what in needed.items()}
+        return [
+            f"{what} {name} cannot be used: {why}"
+            for name, what in names.items()
+            for why in verify(job.run.path / name)
+        ]
 
     checkpoint = job.run.latest_checkpoint(doubt=doubt) if job.world.is_main else None
     path, facts = job.world.share((checkpoint.path, checkpoint.facts) if checkpoint else (None, {}))
@@ -306,17 +285,34 @@ def _resume(job: Job) -> Progress:
     if job.world.is_main:
         job.run.drop_after(progress.step)
         job.run.rewind_log(progress.step)
+        job.run.set_status("running", stage="training", step=progress.step, total=job.total_steps)
     return progress
 
 
 def load_checkpoint(job: Job, directory: Path) -> None:
     """Put back the parameters and the optimizer state of a verified checkpoint."""
     tensors = load_file(directory / STATE)
-    with torch.no_grad():
-        for name, parameter in job.parameters.items():
-            parameter.copy_(tensors[f"parameter|{name}"])
+    _put_back(job.parameters, tensors)
     state = {k.removeprefix("optimizer|"): v for k, v in tensors.items() if k.startswith("optimizer|")}
     load_flat_state(job.optimizer, job.parameters, state)
+
+
+@torch.no_grad()
+def _put_back(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[f"parameter|{name}"])
+
+
+def load_parameters(tuned: Tuned, run: Path, step: int) -> None:
+    """Give a model the trained parameters of a step's checkpoint.
+
+    Raises:
+        DiskError: that checkpoint is damaged.
+    """
+    path = run / checkpoint_name(step)
+    if doubts := verify(path):
+        raise DiskError(f"The checkpoint {path} cannot be used: {'; '.join(doubts)}. {START_AGAIN}")
+    _put_back(tuned.trainable(), load_file(path / STATE))
 
 
 def load_best(job: Job, progress: Progress) -> bool:
@@ -328,10 +324,7 @@ def load_best(job: Job, progress: Progress) -> bool:
     best = progress.best_step
     if not job.spec.load_best_model_at_end or best is None or best == progress.step:
         return False
-    path = job.run.path / checkpoint_name(best)
-    if doubts := verify(path):
-        raise DiskError(f"The best checkpoint {path} cannot be used: {'; '.join(doubts)}. {START_AGAIN}")
-    load_checkpoint(job, path)
+    load_parameters(job.tuned, job.run.path, best)
     return True
 
 

@@ -59,6 +59,8 @@ class Batch:
         extras: (R, T) each: further arguments of the forward, one number a token.
         sample_ids: the samples, for messages.
         tokens: tokens computed, padding left out.
+        sequence_tokens: tokens of the samples, each counted whole: what nothing shared would compute.
+        images: images of the samples, likewise.
     """
 
     input_ids: Tensor
@@ -72,6 +74,8 @@ class Batch:
     extras: dict[str, Tensor]
     sample_ids: tuple[str, ...]
     tokens: int
+    sequence_tokens: int
+    images: int
 
     @property
     def answer_tokens(self) -> int:
@@ -173,6 +177,8 @@ def collate(trees: Sequence[Tree], *, pixels: Pixels, pad_id: int) -> Batch:
         extras=extras,
         sample_ids=tuple(sample_ids),
         tokens=sum(tree.length for tree in trees),
+        sequence_tokens=sum(len(sample.ids) for tree in trees for sample in tree.samples),
+        images=sum(len(sample.images) for tree in trees for sample in tree.samples),
     )
 
 
@@ -206,6 +212,8 @@ def collate_padded(samples: Sequence[Sample], *, pixels: Pixels, pad_id: int, le
         extras=extras,
         sample_ids=tuple(sample.id for sample in samples),
         tokens=int(attention_mask.sum()),
+        sequence_tokens=sum(len(sample.ids) for sample in samples),
+        images=sum(len(sample.images) for sample in samples),
     )
 
 

@@ -5,9 +5,8 @@ No weights are read: the model is made on the meta device from its config, and e
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +22,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from peft_mllm.models.base import Family
+    from peft_mllm.parts import ModelPart
 
 SIZES = ((336, 336), (640, 480), (480, 640), (1024, 768), (1920, 1080))
 """Width and height of the images whose tokens are counted."""
 LOCATIONS: tuple[Location, ...] = ("attention", "mlp", "both")
 NOT_ON_THEIR_OWN = ("none", "peft")
 """Methods that train nothing, or that need to be told what."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a model.
-
-    Attributes:
-        name: llm, connector, vision, lm_head, or elsewhere: what is in no part, and never trains.
-        modules: dotted paths.
-        parameters: how many numbers; those that two parts share count for the first.
-    """
-
-    name: str
-    modules: tuple[str, ...]
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,7 @@ class Facts:
     family: str
     architecture: str
     parameters: int
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     layers: tuple[str, int]
     other_layers: Mapping[str, int]
     linears: tuple[Linears, ...]
@@ -135,6 +120,7 @@ def inspect_model(spec: ModelSpec) -> Facts:
     from peft_mllm.attention import TREE_BACKENDS, backend_of
     from peft_mllm.loading import load_family
     from peft_mllm.models import MODELS
+    from peft_mllm.parts import parts_of
 
     family = load_family(spec, dtype="float32", weights=False)
     anatomy, model = family.anatomy, family.model
@@ -146,7 +132,7 @@ def inspect_model(spec: ModelSpec) -> Facts:
         family=next(name for name in MODELS if MODELS[name] is type(family)),
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        parts=tuple(_parts(model, anatomy)),
+        parts=tuple(part for part in parts_of(model, anatomy) if part.modules or part.name != "elsewhere"),
         layers=(anatomy.layers, len(model.get_submodule(anatomy.layers))),
         other_layers=_other_layers(model, anatomy),
         linears=tuple(_linears(model, anatomy)),
@@ -162,33 +148,7 @@ def inspect_model(spec: ModelSpec) -> Facts:
     )
 
 
-# --- parts ---
-
-
-def _parts(model: nn.Module, anatomy: Anatomy) -> Iterator[Part]:
-    """Each parameter counts once, for the first part that it is in."""
-    named = {
-        "connector": anatomy.connector,
-        "vision": anatomy.vision,
-        "llm": (anatomy.llm,),
-        "lm_head": (anatomy.lm_head,),
-    }
-    counted: set[int] = set()
-    sizes = {name: _count(model, modules, counted) for name, modules in named.items()}
-    for name in ("llm", "lm_head", "connector", "vision"):
-        yield Part(name, named[name], sizes[name])
-    rest = {name: p for name, p in model.named_parameters() if id(p) not in counted}
-    if rest:
-        yield Part("elsewhere", tuple(rest), sum(p.numel() for p in rest.values()))
-
-
-def _count(model: nn.Module, modules: Sequence[str], counted: set[int]) -> int:
-    total = 0
-    for path in modules:
-        for parameter in model.get_submodule(path).parameters():
-            total += 0 if id(parameter) in counted else parameter.numel()
-            counted.add(id(parameter))
-    return total
+# --- layers ---
 
 
 def _other_layers(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:
@@ -295,29 +255,17 @@ def _kind(sample: Sample, images: set[int], i: int) -> str:
 
 
 def _costs(family: Family) -> Iterator[Cost]:
-    """Each method attached to a copy on the meta device, at each location that it lets one choose."""
-    bare = copy.copy(family)
-    bare.model = copy.deepcopy(family.model).to("meta")
+    """What each method would train, at each location that it lets one choose."""
+    from peft_mllm.bare import BareModel
+
+    bare = BareModel(family)
     for name in METHODS:
         if name in NOT_ON_THEIR_OWN:
             continue
         located = "location" in METHODS[name].Options.model_fields
         for location in LOCATIONS if located else ("",):
-            yield _cost(bare, name, location)
-
-
-def _cost(bare: Family, name: str, location: str) -> Cost:
-    import torch
-
-    from peft_mllm.tuned import attach
-
-    options = METHODS[name].Options(**({"location": location} if location else {}))
-    fresh = copy.copy(bare)
-    fresh.model = copy.deepcopy(bare.model)
-    try:
-        with torch.device("meta"):
-            tuned = attach(fresh, METHODS[name](options))
-    except MethodError as error:
-        return Cost(name, location, None, str(error))
-    trained = {id(p): p.numel() for p in tuned.trainable().values()}
-    return Cost(name, location, sum(trained.values()))
+            options = METHODS[name].Options(**({"location": location} if location else {}))
+            try:
+                yield Cost(name, location, sum(bare.trained(METHODS[name](options)).values()))
+            except MethodError as error:
+                yield Cost(name, location, None, str(error))

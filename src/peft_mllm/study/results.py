@@ -1,20 +1,23 @@
 """Reading finished runs: `result.json`, and beside it `metrics.jsonl` and `predictions/*.jsonl`.
 
 The dataclasses mirror the file's objects; pydantic checks them, so a file that does not fit is refused with
-the field's name. Imports no torch: a report is made from files, on any machine.
+the field's name. Predictions are read when they are first asked for: a study has thousands of such files.
+Imports no torch: a report is made from files, on any machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+import numpy as np
+from numpy.typing import NDArray
 
 from peft_mllm.errors import DataError
-from peft_mllm.files import read_json, read_lines, read_sealed
+from peft_mllm.files import json_digest, read_json
+from peft_mllm.study.lines import checked, read_objects
 
 SCHEMA = 1
 FILE = "result.json"
@@ -31,12 +34,25 @@ class Method:
 
 @dataclass(frozen=True)
 class Model:
-    """The frozen model underneath."""
+    """The frozen model underneath.
+
+    Attributes:
+        parts: parameters of llm, lm_head, connector, vision and elsewhere; none in older files.
+        embeddings: parameters of the token table, which are in a part and compute nothing.
+        layers: of the decoder.
+        width: of its hidden states.
+        patches: positions that the vision tower computes for an image; 0 where that depends on the image.
+    """
 
     source: str
     family: str = ""
     parameters: int = 0
     fingerprint: str = ""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    embeddings: int = 0
+    layers: int = 0
+    width: int = 0
+    patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,20 +76,34 @@ class Source:
 
 @dataclass(frozen=True)
 class Training:
-    """What the training took; all zero where nothing was trained."""
+    """What the training took; all zero where nothing was trained.
+
+    Attributes:
+        tokens: that were computed.
+        sequence_tokens: of all samples as often as they were seen, whole: what nothing shared would compute.
+        images: likewise, passes through the vision tower.
+    """
 
     steps: int = 0
     epochs: float = 0.0
     seconds: float = 0.0
     tokens: int = 0
     answer_tokens: int = 0
+    sequence_tokens: int = 0
+    images: int = 0
     tokens_per_second: float = 0.0
     best: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Score:
-    """One task's figures; the first of `values` is the headline."""
+    """One task's figures; the first of `values` is the headline.
+
+    Attributes:
+        held_out_of: the split that the questions were taken from, where it is not `split`.
+        prompt_tokens: of all questions as the model reads them, each whole.
+        new_tokens: of all answers, end marks left out.
+    """
 
     split: str
     metric: str
@@ -85,6 +115,9 @@ class Score:
     predictions: str | None = None
     predictions_sha256: str = ""
     answering: str = ""
+    held_out_of: str | None = None
+    prompt_tokens: int = 0
+    new_tokens: int = 0
 
     @property
     def headline(self) -> float:
@@ -105,7 +138,7 @@ class Adapter:
     bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """One question's outcome; `question` is its text, where the file has it.
 
@@ -124,7 +157,15 @@ class Prediction:
     images: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """Of a prediction, what statistics need."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """One line of metrics.jsonl: a training step has `loss`, an evaluation `eval_loss`."""
 
@@ -137,13 +178,70 @@ class Point:
     seconds: float | None = None
 
 
+class Predictions(Mapping[str, Sequence[Prediction]]):
+    """Predictions by task, each read when it is first asked for; a task without a file has none.
+
+    Raises:
+        DataError: on reading: a line does not fit; with file, line and field.
+    """
+
+    def __init__(self, files: Mapping[str, Path | None]):
+        self._files = files
+        self._read: dict[str, list[Prediction]] = {}
+
+    def __getitem__(self, task: str) -> list[Prediction]:
+        if task not in self._read:
+            file = self._files[task]
+            self._read[task] = [] if file is None else read_objects(file, Prediction)
+        return self._read[task]
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def grades(self, task: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+        """The questions' ids, and their scores (questions,), without keeping the rest."""
+        file = self._files[task]
+        grades: Sequence[Grade | Prediction] = self._read.get(task, ())
+        if not grades and file is not None:
+            grades = read_objects(file, Grade)
+        return tuple(grade.id for grade in grades), np.array([grade.score for grade in grades], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class ScoredPoint:
+    """A checkpoint of the training that was scored.
+
+    Attributes:
+        step: of the training.
+        epoch: likewise.
+        eval_loss: the validation loss there.
+        best: whether that is the lowest.
+        scores: by task.
+        predictions: by task, as of `Result`.
+    """
+
+    step: int
+    epoch: float
+    eval_loss: float | None = None
+    best: bool = False
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    predictions: Mapping[str, Sequence[Prediction]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Result:
     """One finished run.
 
     Attributes:
         retention: losses and accuracies of other tasks' answers and of plain text, `before` and `after`, by subject.
-        predictions: by task, in the order of the file; a task whose file is not there has none.
+        curve: the checkpoints that were scored, in order of steps.
+        predictions: by task, in the order of the file; a task without a file has none.
         points: metrics.jsonl in order of steps; where a resumed run wrote a step twice, the later counts.
     """
 
@@ -157,6 +255,7 @@ class Result:
     data: Mapping[str, Source] = field(default_factory=dict)
     training: Training | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
+    curve: Sequence[ScoredPoint] = ()
     retention: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     adapter: Adapter | None = None
@@ -166,6 +265,11 @@ class Result:
     predictions: Mapping[str, Sequence[Prediction]] = field(default_factory=dict)
     points: Sequence[Point] = ()
     directory: Path | None = None
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """Parameters of the base by part."""
+        return self.model.parts
 
     @property
     def trainable_parameters(self) -> int:
@@ -218,60 +322,48 @@ def read_result(directory: Path) -> Result:
             f"{file}: schema {content.get('schema')!r}, and this version reads {SCHEMA}. "
             "Read it with the version that wrote it, or run again."
         )
-    scores = content.get("scores") or {}
-    beside = {
-        "predictions": {task: _predictions(directory, score) for task, score in scores.items()},
-        "points": _points(directory / "metrics.jsonl"),
-        "directory": directory,
-    }
-    result: Result = _checked(TypeAdapter(Result), {**content, **beside}, file)
-    return result
+    result = checked(Result, content, file)
+    return replace(
+        result,
+        curve=[replace(point, predictions=_predictions(directory, point.scores)) for point in result.curve],
+        predictions=_predictions(directory, result.scores),
+        points=_points(directory / "metrics.jsonl"),
+        directory=directory,
+    )
 
 
-def _predictions(directory: Path, score: Any) -> list[Prediction]:
-    name = score.get("predictions") if isinstance(score, dict) else None
-    if not name:
-        return []
-    file = directory / name
+def _predictions(directory: Path, scores: Mapping[str, Score]) -> Predictions:
+    return Predictions({task: _file_of(directory, score) for task, score in scores.items()})
+
+
+def _file_of(directory: Path, score: Score) -> Path | None:
+    if not score.predictions:
+        return None
+    file = directory / score.predictions
     if not file.resolve().is_relative_to(directory.resolve()):
-        raise DataError(f"{directory / FILE}: predictions {name!r} are not in the run's directory.")
+        raise DataError(f"{directory / FILE}: predictions {score.predictions!r} are not in the run's directory.")
     if not file.is_file():
         raise DataError(f"{file}: missing, yet {FILE} names it. Copy it too, or evaluate again.")
-    return _read_lines(file, TypeAdapter(Prediction))
+    return file
 
 
 def _points(file: Path) -> list[Point]:
     """A step's training line and evaluation line are two points; of two alike, the later counts."""
-    latest = {(point.step, point.loss is None): point for point in _read_lines(file, TypeAdapter(Point))}
+    lines = read_objects(file, Point) if file.is_file() else []
+    latest = {(point.step, point.loss is None): point for point in lines}
     return [latest[key] for key in sorted(latest)]
 
 
 def _object(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
-        if isinstance(content, dict) and "sha256" in content:
-            content = read_sealed(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}). Is this a finished run?") from error
     except ValueError as error:
         raise DataError(f"{file}: {error}. Run it again.") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: not a JSON object. Run it again.")
+    seal = content.pop("sha256", None)
+    if seal is not None and seal != json_digest(content):
+        raise DataError(f"{file}: its content does not match its sha256. Run it again.")
     return content
-
-
-def _read_lines(file: Path, kind: TypeAdapter[Any]) -> list[Any]:
-    try:
-        lines = read_lines(file)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    return [_checked(kind, line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
-
-
-def _checked(kind: TypeAdapter[Any], value: Any, place: Path | str) -> Any:
-    try:
-        return kind.validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{place}: {where}: {first['msg']}.") from error

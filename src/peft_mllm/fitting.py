@@ -1,0 +1,223 @@
+"""Training as a stage of a run: records to batches, the proof that sharing is exact, the loop, and its account."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from peft_mllm.anatomy import Part
+from peft_mllm.data.encode import Sample
+from peft_mllm.data.plan import Plan
+from peft_mllm.data.supply import Supply, account_of
+from peft_mllm.data.trees import Batch
+from peft_mllm.errors import MethodError
+from peft_mllm.evaluation import pad_token
+from peft_mllm.exactness import SelfCheck, self_check, telling
+from peft_mllm.matrix.known import KEEPS
+from peft_mllm.optimizer import make_optimizer, make_schedule
+from peft_mllm.progress import Progress, curve_steps
+from peft_mllm.provenance import data_fingerprint
+from peft_mllm.record import Record
+from peft_mllm.rundir import RunDir
+from peft_mllm.screen import Screen
+from peft_mllm.spec import Spec
+from peft_mllm.splits import Opened
+from peft_mllm.trackers import Trackers
+from peft_mllm.training import Job, load_best, train
+from peft_mllm.tuned import Tuned
+from peft_mllm.world import World
+
+SELF_CHECK_SAMPLES = 8
+"""Compared at the start of training: enough for a tree or two, few enough to cost nothing."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A training that ended.
+
+    Attributes:
+        progress: how far it came, and what it took.
+        plan: its order.
+        restored: whether the model has the weights of its lowest validation loss, which are not the last.
+        check: of sharing; None where nothing is shared.
+        data: the account of what was read.
+        curve: the steps whose checkpoints are to be scored.
+    """
+
+    progress: Progress
+    plan: Plan
+    restored: bool
+    check: SelfCheck | None
+    data: dict[str, Any]
+    curve: tuple[int, ...]
+
+    @property
+    def final_step(self) -> int:
+        """The step whose weights the model has."""
+        best = self.progress.best_step
+        return best if self.restored and best is not None else self.progress.step
+
+    def to_json(self) -> dict[str, Any]:
+        """What training took, for result.json."""
+        return {
+            "data": {"train": self.data},
+            "training": training_json(self.progress, self.plan, restored=self.restored),
+            "self_check": asdict(self.check) | {"passed": self.check.passed} if self.check else None,
+        }
+
+
+def training_json(progress: Progress, plan: Plan, *, restored: bool) -> dict[str, Any]:
+    """Steps, time and tokens; `sequence_tokens` and `images` as they would be if no sample shared its image."""
+    best = None
+    if progress.best_step is not None:
+        best = {"step": progress.best_step, "eval_loss": progress.best_eval_loss, "restored": restored}
+    return {
+        "steps": progress.step,
+        "epochs": progress.step / plan.steps_per_epoch,
+        "seconds": progress.seconds,
+        "tokens": progress.tokens,
+        "answer_tokens": progress.answer_tokens,
+        "sequence_tokens": progress.sequence_tokens,
+        "images": progress.images,
+        "tokens_per_second": progress.tokens_per_second,
+        "best": best,
+        "stopped_early": progress.stopped_early,
+        "resumed": progress.resumed,
+    }
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a training needs beside the model.
+
+    Attributes:
+        spec: of the run.
+        train: what is learned.
+        validation: what the validation loss is measured on.
+        encode: a record as the model reads it.
+        run: the run directory.
+        world: the processes.
+        screen: where progress is shown.
+        stop: whether somebody asked to stop.
+    """
+
+    spec: Spec
+    train: Opened
+    validation: Opened | None
+    encode: Callable[[Record], Sample]
+    run: RunDir
+    world: World
+    screen: Screen
+    stop: Callable[[], bool]
+
+    def fit(self, tuned: Tuned, rates: dict[Part, float]) -> Fitted:
+        """Train from wherever an earlier call stopped; the model ends with its best weights, or its last.
+
+        Raises:
+            MethodError: the method would make the model lose something of its input.
+        """
+        self._refuse_losing(tuned)
+        supply = self._supply(tuned, self.train.records)
+        validation = self._supply(tuned, self.validation.records) if self.validation else None
+        check = self._check_sharing(tuned, supply)
+        if check is not None and not check.passed:
+            supply, validation = supply.unshared(), validation.unshared() if validation else None
+        spec, curve = self.spec.train, self.spec.curve
+        plan = Plan(
+            size=len(supply.records),
+            micro_batch=spec.per_device_train_batch_size,
+            micro_batches=spec.gradient_accumulation_steps * self.world.size,
+            seed=self.spec.seed,
+            groups=self._groups(supply.records),
+        )
+        total = spec.max_steps if spec.max_steps > 0 else math.ceil(spec.num_train_epochs * plan.steps_per_epoch)
+        optimizer = make_optimizer(tuned.trainable(), tuned.family.anatomy, rates, spec)
+        trackers = Trackers(spec.report_to, directory=self.run.path, main=self.world.is_main, title=self.spec.title)
+        if any(self.run.path.glob("checkpoints/step-*")):
+            self.screen.note("Going on from the last good checkpoint.")
+        with trackers, self.screen.bar(f"training {self.spec.title}", total) as bar:
+
+            def show(step: int, loss: float, tokens_per_second: float) -> None:
+                bar.advance(to=step, facts={"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_second:,.0f}"})
+
+            job = Job(
+                tuned=tuned,
+                optimizer=optimizer,
+                schedule=make_schedule(optimizer, spec, total),
+                plan=plan,
+                total_steps=total,
+                make_batch=supply.batch,
+                validation=self._batches(validation),
+                spec=spec,
+                seed=self.spec.seed,
+                run=self.run,
+                world=self.world,
+                log=trackers.log,
+                show=show,
+                stop=self.stop,
+                wanted=lambda progress: curve_steps(progress, curve, plan.steps_per_epoch),
+            )
+            progress = train(job)
+            restored = load_best(job, progress)
+        steps = tuple(curve_steps(progress, curve, plan.steps_per_epoch))
+        return Fitted(progress, plan, restored, check, self._account(), steps)
+
+    def _account(self) -> dict[str, Any]:
+        """What was read, and what became of it."""
+        train, held_out = self.train, self.validation.records if self.validation else ()
+        account = account_of(train.name, train.records, train.report, data_fingerprint(train.records))
+        origin = train.task.origin("train")
+        account |= {"origin": dict(origin)} if origin else {}
+        return account | {"validation": len(held_out)}
+
+    def _refuse_losing(self, tuned: Tuned) -> None:
+        """Refuse a method that acts in front of a model which is told more of its tokens than their ids.
+
+        The matrix knows the architectures that it has tried; this holds for all.
+        """
+        records = self.train.records
+        sample = self.encode(next((record for record in records if record.images), records[0]))
+        told = ["positions on several axes"] if sample.positions is not None else []
+        told += sorted(sample.extras)
+        if told and not tuned.takes_padding:
+            raise MethodError(
+                f"{self.spec.title} puts virtual tokens in front of the model, and this model would lose "
+                f"{', '.join(told)} of its image tokens by that, silently. {KEEPS}"
+            )
+
+    def _supply(self, tuned: Tuned, records: Sequence[Record]) -> Supply:
+        return Supply(
+            records=records,
+            encode=self.encode,
+            pixels=tuned.family.pixels,
+            pad_id=pad_token(tuned),
+            trees=tuned.trees,
+            share=self.spec.data.share_prefix,
+        )
+
+    def _batches(self, supply: Supply | None) -> Callable[[], Iterator[Batch]] | None:
+        if supply is None:
+            return None
+        size = self.spec.train.per_device_eval_batch_size
+        return lambda: supply.batches(size, rank=self.world.rank, world_size=self.world.size)
+
+    def _groups(self, records: Sequence[Record]) -> tuple[tuple[str, ...], ...] | None:
+        if not self.spec.data.group_by_image:
+            return None
+        return tuple(tuple(image.key for image in record.images) or (record.id,) for record in records)
+
+    def _check_sharing(self, tuned: Tuned, supply: Supply) -> SelfCheck | None:
+        """Prove on this model and data that sharing is exact; None where nothing is to be shared."""
+        if not (supply.trees and supply.share):
+            return None
+        samples = [supply.encode(record) for record in telling(supply.records, SELF_CHECK_SAMPLES)]
+        check = self_check(tuned, samples, pad_id=supply.pad_id)
+        if check is not None and not check.passed:
+            self.screen.note(
+                f"WARNING: on this model, samples that share an image's prefix do not give the gradients of samples "
+                f"one by one: they differ by {check.gradient:.1e}, where {check.tolerance:.0e} is rounding. Nothing is "
+                "shared in this run, which is right but slower. Please report this."
+            )
+        return check
