@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft_mllm.anatomy import Anatomy
-from peft_mllm.errors import ModelError
-from peft_mllm.record import Record
+from peft_mllm.errors import DataError, ModelError
+from peft_mllm.record import IMAGE_MARK, Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,6 +57,7 @@ class Family(ABC):
         tokenizer: its tokenizer.
         trees: whether samples of one image may be tried as one tree; a model whose mask is not causal says no.
         notes: what a user should know of how this model was put together.
+        patches: positions that the vision tower computes for an image; 0 where that depends on the image.
     """
 
     anatomy: Anatomy
@@ -64,6 +65,7 @@ class Family(ABC):
     tokenizer: PreTrainedTokenizerBase
     trees: bool = True
     notes: tuple[str, ...] = ()
+    patches: int = 0
 
     @classmethod
     @abstractmethod
@@ -136,3 +138,20 @@ class Family(ABC):
     @abstractmethod
     def save(self, directory: Path) -> None:
         """Write model, tokenizer and processor as a directory that plain transformers loads."""
+
+
+def check_marks(record: Record) -> None:
+    """Hold a record's marks against its images: users show them, one for each mark.
+
+    Raises:
+        DataError: a mark stands in another's turn, or there are more or fewer marks than images.
+    """
+    place = record.source or record.id
+    if any(IMAGE_MARK in turn.text for turn in record.turns if turn.role != "user"):
+        raise DataError(f"{place}: {IMAGE_MARK} stands in a turn that is not the user's. Only a user shows images.")
+    places = sum(turn.text.count(IMAGE_MARK) for turn in record.turns)
+    if places != len(record.images):
+        raise DataError(
+            f"{place}: {places} {IMAGE_MARK} marks for {len(record.images)} images. "
+            f"Write one {IMAGE_MARK} for each image."
+        )

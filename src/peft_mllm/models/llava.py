@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from peft_mllm.anatomy import Anatomy
 from peft_mllm.data.encode import ImagePlace, Sample, Text, encode_pieces
-from peft_mllm.errors import DataError, ModelError
+from peft_mllm.errors import ModelError
 from peft_mllm.files import read_json, write_json
-from peft_mllm.models.base import Family, Labels, Loading
+from peft_mllm.models.base import Family, Labels, Loading, check_marks
+from peft_mllm.models.hf_format import load_hf
 from peft_mllm.models.original_llava import is_original, load_original
 from peft_mllm.record import IMAGE_MARK, Record
 
@@ -55,6 +56,7 @@ class Llava(Family):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self._image_tokens = image_tokens(model.config)
+        self.patches = _side(model.config) ** 2 + 1  # CLIP computes its class token whether it is kept or not
 
     @classmethod
     def recognises(cls, config: Mapping[str, Any]) -> bool:
@@ -69,8 +71,7 @@ class Llava(Family):
     @classmethod
     def load(cls, source: str | Path, *, loading: Loading) -> Llava:
         """Load a directory or hub id such as llava-hf/llava-1.5-7b-hf or liuhaotian/llava-v1.5-7b."""
-        import torch
-        from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
+        from transformers import AutoTokenizer, PretrainedConfig
 
         config, _ = PretrainedConfig.get_config_dict(source)
         if is_original(config):
@@ -78,19 +79,7 @@ class Llava(Family):
             family = cls(*parts)
             family.notes = notes
             return family
-        if loading.vision_tower:
-            raise ModelError(f"{source} has its vision tower inside: leave `vision_tower` out.")
-        if loading.weights:
-            model = LlavaForConditionalGeneration.from_pretrained(
-                source,
-                dtype=loading.dtype,
-                attn_implementation=loading.attn_implementation,
-                quantization_config=loading.quantization,
-                use_safetensors=True,
-            )
-        else:
-            with torch.device("meta"):
-                model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(source)).eval()
+        model = load_hf(source, loading=loading)
         tokenizer = AutoTokenizer.from_pretrained(source)
         if not tokenizer.is_fast:
             raise ModelError(f"{source}: its tokenizer gives no character offsets; add a tokenizer.json.")
@@ -134,15 +123,7 @@ class Llava(Family):
 
         That is also what LLaVA's authors supervised.
         """
-        place = record.source or record.id
-        if any(IMAGE_MARK in turn.text for turn in record.turns if turn.role != "user"):
-            raise DataError(f"{place}: {IMAGE_MARK} stands in a turn that is not the user's. Only a user shows images.")
-        places = sum(turn.text.count(IMAGE_MARK) for turn in record.turns)
-        if places != len(record.images):
-            raise DataError(
-                f"{place}: {places} {IMAGE_MARK} marks for {len(record.images)} images. "
-                f"Write one {IMAGE_MARK} for each image."
-            )
+        check_marks(record)
         return encode_pieces(
             list(self._pieces(record, answer=answer)),
             self.tokenizer,
@@ -232,8 +213,12 @@ def load_image_processor(source: str | Path) -> Any:
 
 def image_tokens(config: LlavaConfig) -> int:
     """Placeholders of one image: its patches, and the class token where the config keeps it."""
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return side * side + (config.vision_feature_select_strategy != "default")
+    return _side(config) ** 2 + (config.vision_feature_select_strategy != "default")
+
+
+def _side(config: LlavaConfig) -> int:
+    """Patches along one side of an image."""
+    return int(config.vision_config.image_size // config.vision_config.patch_size)
 
 
 def pad_to_square(image: Image, background: tuple[int, ...]) -> Image:

@@ -27,8 +27,9 @@ class Line:
         hallucination: as the metric calls it (ledger.py), mean over seeds; None where none was measured.
         robustness: score at the last scored point of the training curve minus that at the best; None without a curve.
         figures: means over seeds of the ledger: trainable, seconds, memory, disk, flops, flops_paper.
-        letters: lines of one block that share a letter cannot be told apart; empty for the zero-shot row.
-        best: whether it is told apart from every other trained line of its block, and above.
+        letters: lines of one block that share a letter cannot be told apart; empty for the zero-shot row, and for a
+            line of several blocks that has others in each (`Block.letters`).
+        best: whether it is told apart from every other trained line of its block, and above; in all of its blocks.
         runs: what a reader is referred to.
     """
 
@@ -82,6 +83,8 @@ class Block:
         differences: all pairs, adjusted by Holm within the block.
         ranks: by line.
         sentence: what may be concluded, in words.
+        letters: of each of `lines`: those that share one cannot be told apart; empty for zero-shot, and for a line
+            that cannot be compared yet.
     """
 
     factors: Mapping[str, str]
@@ -89,6 +92,7 @@ class Block:
     differences: tuple[Difference, ...]
     ranks: tuple[Rank, ...]
     sentence: str
+    letters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

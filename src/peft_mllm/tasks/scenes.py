@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar, overload
 
@@ -82,6 +83,7 @@ class SceneTask(Task):
 
     def __init__(self, options: TaskOptions | None = None):
         self.options = ScenesOptions.model_validate((options or ScenesOptions()).model_dump())
+        self._group = lru_cache(maxsize=4096)(self._make_group)  # a scene serves several questions, each read often
 
     @abstractmethod
     def ask(self, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
@@ -109,7 +111,7 @@ class SceneTask(Task):
             source=f"{split}:{index}",
         )
 
-    def _group(self, key: str, split: Split, size: int) -> tuple[Scene, list[tuple[str, str]]]:
+    def _make_group(self, key: str, split: Split, size: int) -> tuple[Scene, list[tuple[str, str]]]:
         """A scene and `size` questions about it; distinct ones, where the scene has as many."""
         attempt = 0
         while True:

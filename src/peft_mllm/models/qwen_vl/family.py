@@ -52,6 +52,7 @@ class QwenVL(Family):
         self.model = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        self.patches = (model.config.visual["image_size"] // model.config.visual["patch_size"]) ** 2
         model.generation_config.eos_token_id = list(self.stops)
         model.generation_config.pad_token_id = self.tokenizer.pad_token_id
 

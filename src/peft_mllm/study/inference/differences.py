@@ -15,7 +15,7 @@ With one seed the test is over questions alone and blind to seeds: it tells two 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import sqrt
@@ -47,7 +47,8 @@ class Difference:
         value: first minus second, in the unit of the scores.
         low, high: its 95 % interval; None where nothing varies to measure it by: one question, or all equal.
         p: two-sided, of there being none; not adjusted for others.
-        seeds, questions: how many it rests on. With one seed it says nothing of seeds.
+        seeds, questions: how many it rests on. With one seed it says nothing of seeds, with no question nothing of
+            questions.
     """
 
     value: float
@@ -110,9 +111,28 @@ def paired_differences(
         ValueError: the shapes differ.
     """
     scores = {name: as_scores(of) for name, of in groups.items()}
+    return _family(scores, pairs, compared)
+
+
+def differences_by_seed(
+    groups: Mapping[str, ArrayLike], *, pairs: Iterable[tuple[str, str]] | None = None
+) -> list[Comparison]:
+    """Likewise where only the scores of whole runs are known: t tests over seeds, blind to questions.
+
+    Args:
+        groups: (S,) by name, paired by seed, S >= 2.
+        pairs: which to compare; all, if not given.
+    """
+    scores = {name: as_scores(np.asarray(of)[:, None]) for name, of in groups.items()}
+    return _family(scores, pairs, _compared_by_seed)
+
+
+def _family(
+    scores: Mapping[str, Scores], pairs: Iterable[tuple[str, str]] | None, test: Callable[..., Difference]
+) -> list[Comparison]:
     chosen = list(combinations(scores, 2) if pairs is None else pairs)
     pool = _Pool.of(scores)
-    found = [compared(_paired(scores[a], scores[b]), between=pool.between(a, b) if pool else None) for a, b in chosen]
+    found = [test(_paired(scores[a], scores[b]), between=pool.between(a, b) if pool else None) for a, b in chosen]
     adjusted = holm([each.p for each in found])
     return [Comparison(a, b, each, corrected) for (a, b), each, corrected in zip(chosen, found, adjusted, strict=True)]
 
@@ -144,6 +164,17 @@ def compared(differences: Scores, *, between: Seeds | None = None) -> Difference
         if signs is not None:
             return _signed(differences[0], signs, of.mean, seeds)
     return from_spread(of.mean, spread, seeds=seeds, questions=questions)
+
+
+def _compared_by_seed(differences: Scores, *, between: Seeds | None = None) -> Difference:
+    """Test whether the differences of whole runs (S, 1) have a mean of 0."""
+    of, seeds = table(differences), len(differences)
+    own = Seeds(max(of.seeds, between.square), between.freedom) if between else None
+    spread = spread_of_mean(of, between=own)
+    if seeds == 1 or spread.variance == 0.0:
+        return Difference(of.mean, None, None, 1.0, seeds, 0)
+    half = margin(spread)
+    return Difference(of.mean, of.mean - half, of.mean + half, p_value(of.mean, spread), seeds, 0)
 
 
 def from_spread(value: float, spread: Spread, *, seeds: int, questions: int) -> Difference:

@@ -38,6 +38,16 @@ def mean_interval(scores: ArrayLike) -> Estimate:
     return Estimate(value, max(low, 0.0), min(high, right)) if right else Estimate(value, low, high)
 
 
+def interval_by_seed(values: ArrayLike) -> Estimate:
+    """The mean of whole runs' scores (S,) with its t interval over seeds; it says nothing of other questions."""
+    of = np.asarray(values, dtype=np.float64)
+    value = float(of.mean())
+    if of.size < 2:
+        return Estimate(value)
+    half = quantile(of.size - 1) * float(of.std(ddof=1)) / sqrt(of.size)
+    return Estimate(value, value - half, value + half)
+
+
 def spread(scores: ArrayLike) -> float | None:
     """The standard deviation of the runs' means over seeds (S - 1 below the fraction); None for one seed."""
     of = as_scores(scores)
