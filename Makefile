@@ -6,13 +6,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 
 BIN   := $(VENV)/bin
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test examples check clean
+.PHONY: help setup demo test test-slow examples check clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the pinned versions (again only when they change)
 
@@ -33,7 +34,10 @@ demo: setup ## fine-tune and compare methods on a tiny model, on any CPU, in min
 	@$(BIN)/peft-mllm demo
 
 test: setup ## run the tests
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	@$(TESTS)
+
+test-slow: setup ## run the tests that take longer: every model with every method, really fresh processes
+	@$(TESTS) -m slow
 
 examples: setup ## run the examples, in a folder of their own
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/run_all.sh

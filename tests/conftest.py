@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads, too: sums in the same order on every machine
 os.environ["MPLBACKEND"] = "Agg"
 
+LIMIT = 300
+"""Seconds after which a test that hangs has failed; none takes a tenth of them on an idle machine."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,3 +35,32 @@ def cases() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests measure of a base is not kept among the user's files."""
     os.environ["PEFT_MLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@contextmanager
+def bounded(item: pytest.Item) -> Iterator[None]:
+    """Let a test that waits for what never comes fail, instead of all that come after it."""
+    limit = LIMIT * (2 if item.get_closest_marker("slow") else 1)
+
+    def ring(*_: object) -> None:
+        pytest.fail(f"it was still at work after {limit} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    with bounded(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    with bounded(item):
+        return (yield)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import peft_mllm.convert as convert_module
+import plain
 import tiny
 from originals import write_original
 from peft_mllm.cli import app
@@ -27,37 +29,12 @@ from runs import command
 
 LOGITS, PIXELS = 2e-5, 1e-6
 
-# What somebody does who has never heard of us: DIRECTORIES; each has `asked.json` (texts or messages, and images)
-# beside its `model`, and gets `answered.safetensors`.
-PLAIN = """
-import json, sys
-from pathlib import Path
-import torch
-from PIL import Image
-from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
-torch.set_num_threads(1)
-for directory in map(Path, sys.argv[1:]):
-    processor = AutoProcessor.from_pretrained(directory / "model", backend="pil")
-    model = AutoModelForImageTextToText.from_pretrained(directory / "model", dtype=torch.float32)
-    answers = {}
-    for name, asked in json.loads((directory / "asked.json").read_text()).items():
-        images = [Image.open(path).convert("RGB") for path in asked["images"]]
-        text = asked.get("text") or processor.apply_chat_template(asked["messages"], add_generation_prompt=True)
-        inputs = processor(images=images or None, text=text, return_tensors="pt")
-        with torch.no_grad():
-            answers |= {f"{name}.{key}": value for key, value in inputs.items()}
-            answers[f"{name}.logits"] = model(**inputs).logits
-            answers[f"{name}.generated"] = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    save_file({key: value.contiguous() for key, value in answers.items()}, directory / "answered.safetensors")
-assert "peft_mllm" not in sys.modules
-"""
-
 
 def ask_plainly(*directories: Path) -> None:
+    """In a process of its own, where nothing of ours is imported."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | extra_path()
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, *map(str, directories)], capture_output=True, text=True, env=environment
+        [sys.executable, plain.__file__, *map(str, directories)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -135,7 +112,7 @@ def test_its_processor_and_template_say_what_we_say(tmp_path):
             messages.append({"role": turn.role, "content": [{"type": "text", "text": text}, *shown]})
         asked[name] = {"messages": messages, "images": [str(path) for path in pictures[: len(record.images)]]}
     (tmp_path / "asked.json").write_text(json.dumps(asked))
-    ask_plainly(tmp_path)
+    plain.answer(tmp_path)  # in this process; another test has it in one where nothing of ours is imported
     answered = load_file(tmp_path / "answered.safetensors")
     for name, record in records.items():
         batch = tiny.prompts(family, [record])
@@ -290,7 +267,7 @@ def test_a_full_disk_is_found_before_reading(tmp_path, monkeypatch):
         convert(str(made.checkpoint), tmp_path / "new", quiet=True)
 
 
-def test_a_hub_id_is_read_from_what_was_fetched(tmp_path):
+def test_a_hub_id_is_read_from_what_was_fetched(tmp_path, monkeypatch):
     """The hub's cache, laid out by hand; only what is needed was fetched into it."""
     made = write_original(tmp_path / "made", kind="share4v", parts=2, tower_name="tuned-vit")
     hub = tmp_path / "home" / "hub"
@@ -301,13 +278,10 @@ def test_a_hub_id_is_read_from_what_was_fetched(tmp_path):
         source.rename(hub / name / "snapshots" / ("0" * 40))
     checkpoint = hub / "models--lin--share" / "snapshots" / ("0" * 40) / "config.json"
     checkpoint.write_text(json.dumps(json.loads(checkpoint.read_text()) | {"mm_vision_tower": "lin/tuned-vit"}))
-    program = "import sys; from peft_mllm.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "convert", "lin/share", str(tmp_path / "new"), "--json"],
-        capture_output=True, text=True, cwd=tmp_path,
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["notes"] == ["Vision tower: lin/tuned-vit"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.chdir(tmp_path)
+    done = command("convert", "lin/share", tmp_path / "new", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["notes"] == ["Vision tower: lin/tuned-vit"]
     again = Llava.load(tmp_path / "new", loading=Loading("float32")).model.state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in made.model.state_dict().items())

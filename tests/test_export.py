@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ from tiny import family, tune
 STUDIED = ("lora", "ia3", "adapter", "prefix")
 OTHERS = {"dora": "frozen", "layernorm": "tuned", "full": "tuned", "oft": "frozen", "loha": "tuned", "prompt": "frozen"}
 AS_IT_IS = [(method, connector) for method in STUDIED for connector in ("frozen", "tuned")] + list(OTHERS.items())
+ALWAYS = {
+    ("lora", "tuned"),
+    ("ia3", "frozen"),
+    ("adapter", "tuned"),
+    ("prefix", "frozen"),
+    ("full", "tuned"),
+    ("prompt", "frozen"),
+}
+"""One of each kind; the others are slow."""
 
 
 def blocks(card: Path, language: str) -> list[str]:
@@ -44,20 +54,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Exports that were sealed by really fresh processes."""
+    """Exports; that of the bottleneck adapter is sealed by really fresh processes."""
     folder = tmp_path_factory.mktemp("exported from runs")
+    made = sources(run, folder)
+    for name, source in made.items():
+        with nullcontext() if name == "adapter" else quick_seals():
+            peft_mllm.export(source, output_dir=folder / name, merge=name == "merged", quiet=True)
+    return {name: folder / name for name in made}
+
+
+def sources(run: Path, folder: Path) -> dict[str, Path]:
+    """What is exported: name -> run."""
     bottleneck = trained(folder / "run", "adapter", connector="tuned")
     random = trained(folder / "random", "prefix", model="tiny:llava")
-    made = {"lora": run, "merged": run, "adapter": bottleneck, "tiny": random}
-    for name, source in made.items():
-        peft_mllm.export(source, output_dir=folder / name, merge=name == "merged", quiet=True)
-    return {name: folder / name for name in made}
+    return {"lora": run, "merged": run, "adapter": bottleneck, "tiny": random}
 
 
 # --- what is there ---
 
 
-@pytest.mark.parametrize(("method", "connector"), AS_IT_IS)
+@pytest.mark.parametrize(
+    ("method", "connector"), [pytest.param(*each, marks=[pytest.mark.slow] * (each not in ALWAYS)) for each in AS_IT_IS]
+)
 def test_every_method(tmp_path, method, connector):
     run = trained(tmp_path / "run", method, connector=connector)
     with quick_seals():
@@ -92,6 +110,14 @@ def test_the_seal_lists_every_file(exported):
 def test_who_loads_it_is_found_out(exported):
     by = {name: read(directory / "seal.json")["reloaded"]["by"] for name, directory in exported.items()}
     assert by == {"lora": "plain", "merged": "plain", "adapter": "taught", "tiny": "ours"}
+
+
+@pytest.mark.slow
+def test_really_fresh_processes_find_the_same(run, exported, tmp_path):
+    for name, source in sources(run, tmp_path).items():
+        seal = peft_mllm.export(source, output_dir=tmp_path / name, merge=name == "merged", quiet=True)
+        assert seal["reloaded"]["by"] == read(exported[name] / "seal.json")["reloaded"]["by"]
+        assert seal["probe"] == read(exported[name] / "seal.json")["probe"]
 
 
 def test_the_probe_is_always_the_same(exported):

@@ -22,15 +22,15 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 FLOORS = [
     {"errors"},
     {"assets", "bins", "document", "files", "interrupt", "record", "seeds", "shelf", "spec", "weights", "world"},
-    {"anatomy", "answers", "provenance", "rundir", "scenes", "screen", "trackers"},
-    {"attention", "data", "optimizer", "quantization"},
+    {"anatomy", "answers", "pages", "progress", "provenance", "rundir", "scenes", "screen", "trackers"},
+    {"attention", "data", "optimizer", "parts", "quantization"},
     {"methods", "metrics", "models", "tasks"},
     {"card", "loading", "preparing", "prompts", "specfile", "splits", "switch", "tuned"},
-    {"choices", "convert", "evaluation", "exactness", "identity", "inspection", "listing", "matrix", "mount"}
-    | {"preview", "released", "retention", "scoring", "training", "vision_once"},
-    {"run", "scored"},
+    {"bare", "choices", "convert", "evaluation", "exactness", "identity", "inspection", "listing", "matrix", "mount"}
+    | {"pictures", "preview", "released", "retention", "scoring", "training", "vision_once"},
+    {"curve", "fitting", "run", "scored"},
     {"saved", "study"},
-    {"annotate", "chat", "demo", "exporting", "versus"},
+    {"annotate", "chat", "demo", "exporting", "reproduce", "versus"},
     {"cli", ""},
     {"__main__"},
 ]
@@ -41,7 +41,7 @@ SHELVES = {"methods": "METHODS", "metrics": "METRICS", "models": "MODELS", "task
 HELPERS = {
     "methods": {"bottleneck"},
     "metrics": {"judge", "pairs", "pope_files", "reading", "splits", "text"},
-    "models": {"llava_tokenizer", "llava_tower", "original_llava"},
+    "models": {"hf_format", "llava_tokenizer", "llava_tower", "original_llava"},
     "tasks": {"reading", "vqa_files"},
 }
 
@@ -52,6 +52,8 @@ HEAVY = ("torch", "transformers", "peft", "accelerate", "matplotlib", "scipy")
 MAX_LINES = 400
 MAX_LINES_OF_TRAIN_STEP = 30
 MAX_CPU_SECONDS = 0.5
+SLACK = 2.5
+"""Of what those libraries cost; `list methods` was measured at up to twice of it."""
 STANDS_ON = "import typer, rich.console, pydantic, wrapt"
 """What the command line cannot do without; torch alone takes several times as long."""
 
@@ -203,7 +205,7 @@ def test_the_command_line_answers_at_once(arguments: list[str]) -> None:
     ours = f"import sys; from {PACKAGE}.cli import main; sys.exit(main())"
     pairs = [(cpu_seconds(ours, arguments), cpu_seconds(STANDS_ON, [])) for _ in range(3)]
     best, yardstick = (min(times) for times in zip(*pairs, strict=True))
-    assert best < max(MAX_CPU_SECONDS, 4 * yardstick)  # a busy machine is slower for both
+    assert best < max(MAX_CPU_SECONDS, SLACK * yardstick)  # a busy machine is slower for both
 
 
 def cpu_seconds(program: str, arguments: list[str]) -> float:

@@ -33,6 +33,8 @@ AGAIN = [
     ("prefix", QWEN2), ("peft PROMPT_TUNING", QWEN2), ("prefix", GEMMA), ("peft PROMPT_TUNING", GEMMA),
 ]  # fmt: skip
 """Pairs that are tried anew here: what works, what fails, and what would fail silently."""
+ALWAYS = {("lora", LLAVA), ("peft POLY", LLAVA), ("prefix", QWEN2), ("peft PROMPT_TUNING", QWEN2), ("prefix", GEMMA)}
+"""One of each kind; the others are slow."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,10 @@ def bench(tiny, tmp_path):
 
 
 @its_versions
-@pytest.mark.parametrize(("candidate", "member"), AGAIN, ids=[" on ".join(pair) for pair in AGAIN])
+@pytest.mark.parametrize(
+    ("candidate", "member"),
+    [pytest.param(*each, id=" on ".join(each), marks=[pytest.mark.slow] * (each not in ALWAYS)) for each in AGAIN],
+)
 def test_the_shipped_matrix_is_what_the_probes_find(candidate, member, bench):
     recorded = MATRIX.at(candidate, member)
     assert recorded is not None

@@ -187,6 +187,7 @@ def test_a_matrix_is_read_as_it_was_written(tmp_path):
         Matrix.read(tmp_path / "other.json")
 
 
+@pytest.mark.slow
 def test_the_command_tries_writes_and_says(tmp_path):
     """With real workers, on the smallest pair there is."""
     told = ["--methods", "none,POLY", "--families", "llava", "--output", tmp_path, "--jobs", "1"]

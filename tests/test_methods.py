@@ -61,7 +61,8 @@ def test_something_trains_and_what_is_frozen_does_not_move_by_a_bit(family, case
     assert bool(tuned.trainable()) == METHODS[case[0]].tunes_llm
     before = state(tuned.model)
     if tuned.trainable():
-        list(tiny.train(tuned, tiny.batch_for(tuned, tiny.samples(tuned.family)), steps=3, lr=0.01))
+        samples = tiny.samples(tuned.family, tiny.few_records())
+        list(tiny.train(tuned, tiny.batch_for(tuned, samples), steps=3, lr=0.01))
     assert bool(moved(before, tuned.model)) == bool(tuned.trainable())
     assert {tuned.family.anatomy.part_of(name) for name in moved(before, tuned.model)} <= {"llm"}
     assert moved(before, tuned.model) <= set(tuned.trainable())
@@ -82,7 +83,7 @@ def test_attaching_leaves_the_base_as_it_was(family, case):
 def test_it_starts_as_the_base(family, case):
     """Adding virtual tokens cannot be identity; everything else on the shelf starts as the base."""
     base = tiny.family(family)
-    batch = tiny.padded(base, tiny.samples(base))
+    batch = tiny.padded(base, tiny.samples(base, tiny.few_records()))
     with torch.no_grad():
         expected = tiny.tune("none", on=base).answer_logits(batch)
         tuned = tuned_for(family, case)
@@ -97,7 +98,7 @@ def test_the_loss_falls(family, case):
     tuned = tuned_for(family, case)
     if not tuned.trainable():
         return
-    batch = tiny.batch_for(tuned, tiny.samples(tuned.family))
+    batch = tiny.batch_for(tuned, tiny.samples(tuned.family, tiny.few_records()))
     losses = list(tiny.train(tuned, batch, steps=12, lr=0.05))
     assert min(losses[-3:]) < losses[0] - 2e-3
 
@@ -114,7 +115,8 @@ def test_opened_parts_train_and_no_others(family, case, connector, vision):
     rates = dict.fromkeys(("llm", "connector", "vision"), 1e-3)
     assert {part.part for part in trained_parts(tuned, rates, wanted)} == wanted
     before = state(tuned.model)
-    list(tiny.train(tuned, tiny.batch_for(tuned, tiny.samples(tuned.family)), steps=1, lr=0.01))
+    samples = tiny.samples(tuned.family, tiny.few_records())
+    list(tiny.train(tuned, tiny.batch_for(tuned, samples), steps=1, lr=0.01))
     assert parts_of(tuned, moved(before, tuned.model)) == wanted
     assert moved(before, tuned.model) <= set(tuned.trainable())
     connectors = [tuned.base.get_submodule(path) for path in tuned.family.anatomy.connector]
@@ -132,7 +134,8 @@ def test_checkpointing_gives_the_same_gradients(family, case):
         tuned = tiny.stir(tuned_for(family, case, parts=parts))
         assert any(getattr(m, "gradient_checkpointing", False) for m in tuned.base.modules()) == checkpointing
         tuned.model.train()
-        tuned.answer_losses(tiny.batch_for(tuned, tiny.samples(tuned.family))).mean().backward()
+        samples = tiny.samples(tuned.family, tiny.few_records())
+        tuned.answer_losses(tiny.batch_for(tuned, samples)).mean().backward()
         gradients.append({name: p.grad for name, p in tuned.trainable().items()})
     plain, recomputed = gradients
     assert plain.keys() == recomputed.keys()
@@ -268,6 +271,7 @@ def test_a_fresh_process_with_plain_libraries_gives_the_same_logits(saved):
     assert {name: d for name, d in differences.items() if d != 0} == {}
 
 
+@pytest.mark.slow
 def test_it_loads_when_ours_is_imported_first(saved, tmp_path):
     root, _, _ = saved
     (tmp_path / "saved").mkdir()

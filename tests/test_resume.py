@@ -74,7 +74,7 @@ def copied(undisturbed: Path, spec: Path, target: Path, *, steps: int) -> Path:
 # --- kills ---
 
 
-@pytest.mark.parametrize("number", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_moments(tmp_path, folder, spec, undisturbed, number):
     """Moments over the whole duration; a run that a kill hit late is hit again when it resumes."""
     began = time.monotonic()

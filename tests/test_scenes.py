@@ -7,7 +7,7 @@ import pytest
 
 from peft_mllm.scenes import SIDE, Scene, SceneImage, Shape, make_scene
 from peft_mllm.tasks import SPLITS, TASKS
-from peft_mllm.tasks.scenes import SEEN, UNSEEN, ScenesOptions
+from peft_mllm.tasks.scenes import MEASURES, SEEN, UNSEEN, ScenesOptions
 
 
 def test_a_scene_is_a_function_of_its_seed_in_every_process():
@@ -40,7 +40,7 @@ def test_shapes_are_drawn_in_their_cells():
     assert {tuple(cell) for cell in bright.tolist()} == {(0, 2)}
 
 
-@pytest.mark.parametrize("name", SEEN + UNSEEN)
+@pytest.mark.parametrize("name", SEEN + UNSEEN + MEASURES)
 def test_records_are_a_function_of_task_split_seed_and_place(name):
     options = ScenesOptions(size={"train": 40, "validation": 8, "test": 8}, questions_per_image=4)
     first, again = (TASKS[name](options).records("train") for _ in range(2))
@@ -57,7 +57,7 @@ def test_records_are_a_function_of_task_split_seed_and_place(name):
         assert record.answer
 
 
-@pytest.mark.parametrize("name", SEEN + UNSEEN)
+@pytest.mark.parametrize("name", SEEN + UNSEEN + MEASURES)
 def test_neighbouring_questions_share_their_image(name):
     task = TASKS[name]
     records = task(ScenesOptions(questions_per_image=4)).records("train")[:40]
@@ -67,7 +67,7 @@ def test_neighbouring_questions_share_their_image(name):
     assert len(set(keys)) > 40 // group // 2
 
 
-@pytest.mark.parametrize("name", SEEN + UNSEEN)
+@pytest.mark.parametrize("name", SEEN + UNSEEN + MEASURES)
 def test_no_answer_is_right_for_most_questions(name):
     answers = [record.answer for record in TASKS[name]().records("test")]
     assert max(map(answers.count, set(answers))) / len(answers) <= 0.6

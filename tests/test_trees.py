@@ -15,10 +15,10 @@ from peft_mllm.attention import tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.data.trees import collate, collate_padded, plant
 from peft_mllm.exactness import self_check
+from peft_mllm.models import MODELS
 
 CASES = [*tiny.method_cases(), ("lora", {"dora": True}), ("prefix", {"projection": True})]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: tiny.label(case) + str(len(case[1])))
-every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 
 
 def with_heads(tuned):
@@ -45,8 +45,15 @@ def loss_and_gradient(tuned, loss):
     return loss.item(), {n: torch.zeros_like(p) if g is None else g for (n, p), g in named}
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@every_family
+PLACES = [
+    pytest.param(name, attn, marks=[pytest.mark.slow] * (name == "generic" or (attn == "eager" and name != "llava")))
+    for name in MODELS
+    for attn in ("sdpa", "eager")
+]
+"""Families and backends; always run are both backends of one family, and the usual one of the others."""
+
+
+@pytest.mark.parametrize(("family", "attn"), PLACES)
 @every_case
 def test_loss_and_gradients_equal_the_plain_computation(family, case, attn):
     name, options = case

@@ -82,6 +82,7 @@ def assert_like(run: Path, one: Path) -> None:
         assert trained[key] == expected[key]
 
 
+@pytest.mark.slow
 def test_a_real_launcher(tmp_path, spec, one):
     """`accelerate launch --cpu` would start one process whatever its number says; this one starts two anywhere."""
     target = tmp_path / "two"

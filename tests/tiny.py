@@ -135,6 +135,11 @@ def mixed_records() -> list[Record]:
     ]
 
 
+def few_records() -> list[Record]:
+    """Two questions about one image, and text alone."""
+    return mixed_records()[:3]
+
+
 def samples(fam: Family, records: list[Record] | None = None) -> list[Sample]:
     """Records as the family's samples."""
     return [fam.encode(each) for each in (mixed_records() if records is None else records)]

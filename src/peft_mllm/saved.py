@@ -120,7 +120,7 @@ class _Group:
 
     def scores(self) -> dict[str, dict[str, Any]]:
         model = self.jobs[0].target.model
-        mount = Mount(lambda: _on_device(model, self.world), note=self.screen.note)
+        mount = Mount(lambda: load_on_device(model, self.world), note=self.screen.note)
         found = {}
         for job in self.jobs:
             if len(self.jobs) > 1:
@@ -253,13 +253,18 @@ def _run_target(path: Path) -> Target:
 
 def open_target(target: Target, world: World) -> Tuned:
     """Load the model, and the adapter on it."""
-    family = _on_device(target.model, world)
+    family = load_on_device(target.model, world)
     if target.adapter is None:
         return untouched(family, bf16=_bf16(target, world))
     return load_adapter(family, target.adapter, bf16=_bf16(target, world))
 
 
-def _on_device(model: ModelSpec, world: World) -> Family:
+def load_on_device(model: ModelSpec, world: World) -> Family:
+    """Load a model on the world's device, in the type that suits it.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not as its family says.
+    """
     family = load_family(model, dtype=dtype_for(model.dtype, world.device))
     family.anatomy.check(family.model)
     family.model.to(world.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from peft_mllm.bins import BIN, BIN_INDEX, bin_names, check_listed, read_bins, s
 from peft_mllm.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SAFE = "model.safetensors"
@@ -50,6 +51,51 @@ def read_weights(directory: Path) -> Iterator[tuple[str, Tensor]]:
         yield from read_bins(directory)
     else:
         raise ModelError(f"{directory} has no weights: neither {SAFE} nor {BIN}, nor the index of either.")
+
+
+def land(
+    weights: Iterable[tuple[str, Tensor]],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype | None,
+    *,
+    what: str,
+) -> dict[str, Tensor]:
+    """Copies of weights for a model that was made without memory: all of them, and nothing else.
+
+    Args:
+        weights: the model's name of each, and the tensor.
+        shapes: name -> shape of all that the model has.
+        dtype: one type for all, or, without one, each in its own.
+        what: whose they are, for messages: "The weights of models/llava".
+
+    Raises:
+        ModelError: tensors are missing, left over or of another shape; names them.
+    """
+    import torch
+
+    landed: dict[str, Tensor] = {}
+    left_over, misshapen, missing = [], [], set(shapes)
+    for name, tensor in weights:
+        missing.discard(name)
+        if name not in shapes:
+            left_over.append(name)
+        elif tuple(tensor.shape) != shapes[name]:
+            misshapen.append(f"{name} {tuple(tensor.shape)} instead of {shapes[name]}")
+        else:  # a copy: the file is mapped into memory and shall be free to go
+            landed[name] = torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
+    check_fit({"missing": sorted(missing), "left over": left_over, "of another shape": misshapen}, what=what)
+    return landed
+
+
+def check_fit(wrong: Mapping[str, Sequence[str]], *, what: str) -> None:
+    """Raise `ModelError` when there are tensors that are wrong: what is wrong with them -> their names."""
+    said = "; ".join(f"{len(names)} {how}: {_some(names)}" for how, names in wrong.items() if names)
+    if said:
+        raise ModelError(f"{what} do not fit its config.json. {said}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def weight_names(directory: Path) -> set[str]:

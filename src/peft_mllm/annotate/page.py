@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from peft_mllm.annotate.answers import FORMAT
 from peft_mllm.annotate.items import Item, digest
+from peft_mllm.pages import templates
 
 
 def render(items: Sequence[Item], *, annotator: str = "", served: bool = False) -> str:
@@ -19,13 +18,6 @@ def render(items: Sequence[Item], *, annotator: str = "", served: bool = False) 
         annotator: who judges; the page asks if it is empty.
         served: the answers are kept by the program that serves the page, and not only by the browser.
     """
-    environment = Environment(
-        loader=PackageLoader("peft_mllm.annotate"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     about = {
         "format": FORMAT,
         "items": digest(items),
@@ -33,4 +25,5 @@ def render(items: Sequence[Item], *, annotator: str = "", served: bool = False) 
         "annotator": annotator,
         "served": served,
     }
-    return environment.get_template("annotate.html.j2").render(about=about, items=[asdict(item) for item in items])
+    page = templates("annotate").get_template("annotate.html.j2")
+    return page.render(about=about, items=[asdict(item) for item in items])

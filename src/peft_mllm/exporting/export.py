@@ -21,11 +21,11 @@ from peft_mllm.exporting.probe import Heard, hear, largest_difference, probe_rec
 from peft_mllm.exporting.seal import Reload, Sealed, prove, write_seal
 from peft_mllm.exporting.source import Source, open_source
 from peft_mllm.files import new_directory, read_json, write_json
-from peft_mllm.loading import dtype_for, load_family, source_of
+from peft_mllm.loading import source_of
 from peft_mllm.models import Family
 from peft_mllm.provenance import environment, weights_fingerprint
 from peft_mllm.rundir.commits import MANIFEST
-from peft_mllm.saved import PEFT_CONFIG
+from peft_mllm.saved import PEFT_CONFIG, load_on_device
 from peft_mllm.screen import Screen
 from peft_mllm.spec import ModelSpec
 from peft_mllm.tuned import SAFE_WEIGHTS, load_adapter, untouched
@@ -135,7 +135,7 @@ def _make(source: Source, form: Form, directory: Path, *, rank: int, checker: Ch
     # merged weights do not lie on a quantised base's grid: the adapter is put on the full base
     unquantised = {} if form == "as it is" else {"quantization": "none"}
     screen.note("Loading the base.")
-    family = _load(source.base.model_copy(update=unquantised))
+    family = load_on_device(source.base.model_copy(update=unquantised), World())
     _check_base(source, family)
     dtype = str(family.model.dtype).removeprefix("torch.")
     bf16 = dtype == "bfloat16"
@@ -164,7 +164,8 @@ def _make(source: Source, form: Form, directory: Path, *, rank: int, checker: Ch
     del tuned, family
     _forget_models()
     screen.note("Loading the base again, for the LoRA.")
-    lora = load_adapter(_load(source.base.model_copy(update=unquantised)), directory, bf16=bf16)
+    again = load_on_device(source.base.model_copy(update=unquantised), World())
+    lora = load_adapter(again, directory, bf16=bf16)
     after = hear(lora, records)
     approximation = _approximation(found, kind, heard, after, checker.after(lora, checks) if checker else {})
     return Made(after, _effect(source, after, before), "LORA", True, False, dtype, approximation=approximation)
@@ -175,7 +176,7 @@ def _whole_model(source: Source, directory: Path, before: Heard, base: Family, *
     if not source.whole:
         base.save(directory)
         return Made(before, 0.0, source.method, False, False, dtype)
-    heard = hear(untouched(_load(source.target.model), bf16=bf16), probe_records())
+    heard = hear(untouched(load_on_device(source.target.model, World()), bf16=bf16), probe_records())
     shutil.copytree(
         source.target.model.path, directory, ignore=shutil.ignore_patterns(MANIFEST, "README.md"), dirs_exist_ok=True
     )
@@ -190,14 +191,6 @@ def _check_base(source: Source, base: Family) -> None:
     device = environment(World().device)["device"]
     if result["environment"]["device"] == device and result["model"]["fingerprint"] != weights_fingerprint(base.model):
         raise DiskError(f"{source.base.path} is not the base that {source.run} was trained on: its weights differ.")
-
-
-def _load(model: ModelSpec) -> Family:
-    device = World().device
-    family = load_family(model, dtype=dtype_for(model.dtype, device))
-    family.anatomy.check(family.model)
-    family.model.to(device)
-    return family
 
 
 def _effect(source: Source, heard: Heard, before: Heard) -> float:

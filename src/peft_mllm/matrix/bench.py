@@ -20,7 +20,7 @@ from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.data.trees import Batch, collate_padded
 from peft_mllm.evaluation import pad_token
 from peft_mllm.matrix.candidates import Candidate
-from peft_mllm.methods import Method
+from peft_mllm.methods.base import Method
 from peft_mllm.models import Family
 from peft_mllm.record import ImageSource, Record, Turn
 from peft_mllm.tuned import Tuned, attach

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_mllm.methods import METHODS, Method
+from peft_mllm.methods import METHODS
+from peft_mllm.methods.base import Method
 
 SMALL: dict[str, Any] = {"rank": 4, "alpha": 8, "bottleneck": 8, "virtual_tokens": 4, "dropout": 0.0}
 """By the name of the option; used where a method has it."""

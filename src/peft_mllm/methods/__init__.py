@@ -1,9 +1,13 @@
 """SHELF of methods: one file per method. To add one, see docs/add-a-method.md."""
 
-from typing import Any
+from __future__ import annotations
 
-from peft_mllm.methods.base import Method, MethodOptions
+from typing import TYPE_CHECKING, Any
+
 from peft_mllm.shelf import Item, Shelf
+
+if TYPE_CHECKING:
+    from peft_mllm.methods.base import Method
 
 METHODS: Shelf[Method[Any]] = Shelf("method", package=__name__, items={
     "none": Item("none:NoMethod", "the base as it is: zero-shot, or with connector or tower tuned alone"),
@@ -16,4 +20,4 @@ METHODS: Shelf[Method[Any]] = Shelf("method", package=__name__, items={
     "peft": Item("any_peft:AnyPeft", "any other method of peft, by its type name and config fields"),
 })  # fmt: skip
 
-__all__ = ["METHODS", "Item", "Method", "MethodOptions"]
+__all__ = ["METHODS", "Item"]

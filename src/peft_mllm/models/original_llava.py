@@ -17,7 +17,7 @@ from peft_mllm.files import read_json
 from peft_mllm.models.llava_tokenizer import load_tokenizer
 from peft_mllm.models.llava_tower import REMEDY, Tower, find_tower, is_unused, tower_weight
 from peft_mllm.record import IMAGE_MARK
-from peft_mllm.weights import local_directory, read_weights, weight_names
+from peft_mllm.weights import land, local_directory, read_weights, weight_names
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +153,7 @@ def _load_model(
     if made.tie_word_embeddings:
         del shapes[_HEAD]
         weights = ((name, tensor) for name, tensor in weights if name != _HEAD)
-    landed = _land(weights, shapes, directory, dtype)
+    landed = land(weights, shapes, dtype, what=f"The weights of {directory} and of its vision tower")
     if made.tie_word_embeddings:
         landed[_HEAD] = landed[_EMBEDDING]
     model.load_state_dict(landed, assign=True)
@@ -179,36 +179,6 @@ def _renamed(name: str) -> str:
         if pattern.match(name):
             return pattern.sub(ours, name, count=1)
     return name
-
-
-def _land(
-    weights: Iterable[tuple[str, Tensor]],
-    shapes: Mapping[str, tuple[int, ...]],
-    directory: Path,
-    dtype: torch.dtype | None,
-) -> dict[str, Tensor]:
-    """Copies of the weights, in one type or, without one, each in its own; all of them, and nothing else."""
-    import torch
-
-    landed: dict[str, Tensor] = {}
-    left_over, misshapen, missing = [], [], set(shapes)
-    for name, tensor in weights:
-        missing.discard(name)
-        if name not in shapes:
-            left_over.append(name)
-        elif tuple(tensor.shape) != shapes[name]:
-            misshapen.append(f"{name} {tuple(tensor.shape)} instead of {shapes[name]}")
-        else:  # a copy: the file is mapped into memory and shall be free to go
-            landed[name] = torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
-    found = {"missing": sorted(missing), "left over": left_over, "of another shape": misshapen}
-    said = "; ".join(f"{what}: {_listed(names)}" for what, names in found.items() if names)
-    if said:
-        raise ModelError(f"The weights of {directory} and of its vision tower do not fit its config.json. {said}.")
-    return landed
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _dtype(wanted: str, config: Mapping[str, Any]) -> torch.dtype | None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from peft_mllm.pages import templates
 from peft_mllm.preview.content import Content
 from peft_mllm.preview.tokens import Span
 
 
 def render(content: Content) -> str:
     """The page as text; everything that comes from data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("peft_mllm.preview"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("preview")
     environment.tests["span"] = lambda each: isinstance(each, Span)
     return environment.get_template("preview.html.j2").render(content=content, report=content.report)

@@ -49,8 +49,8 @@ class TaskOptions(BaseModel):
 class Task(ABC):
     """One data set as questions and answers.
 
-    A task is final: it derives from this class and nothing derives from it. It knows no model: a record's
-    text is what a person would ask, with `<image>` where the image goes.
+    A task is final: it derives from this class, or from `PreparedTask` in reading.py, and nothing derives from it.
+    It knows no model: a record's text is what a person would ask, with `<image>` where the image goes.
     """
 
     Options: ClassVar[type[TaskOptions]] = TaskOptions

@@ -25,8 +25,8 @@ from peft_mllm.data.prepared import Line
 from peft_mllm.errors import DataError
 from peft_mllm.record import IMAGE_MARK, Record, Turn
 from peft_mllm.seeds import derive
-from peft_mllm.tasks.base import Prompt, Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.base import Prompt
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import PAPER, QWEN_VL, rows_of
 
 _NAME = "flickr30k"
@@ -105,16 +105,17 @@ def _read_table(rows: Sequence[Mapping[str, Any]], official: str) -> list[Item]:
     ]
 
 
-class Flickr30kOptions(SampledOptions):
+class Flickr30kOptions(PreparedOptions):
     """Where the data is, how much of it is used, and how a caption is asked for."""
 
     prompt: Literal["paper", "lmms", "qwen-vl"] = "paper"
     """Whose words ask for a caption; LLaVA-1.5 has none for it, and `lmms` are lmms-eval's."""
 
 
-class Flickr30k(Task):
+class Flickr30k(PreparedTask):
     """Flickr30k captions by Karpathy's split."""
 
+    name = _NAME
     Options = Flickr30kOptions
     metric = "caption"
     max_new_tokens = 64
@@ -153,16 +154,6 @@ class Flickr30k(Task):
         ),
     )
 
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, Flickr30kOptions)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The split's images, or those that are drawn, in the order of the release."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
-
     def record_of(self, line: Line) -> Record:
         """The request as the prompt words it; the caption to learn is the first."""
         captions = tuple(caption.strip() for caption in FlickrEntry.model_validate(line.entry).captions)
@@ -175,7 +166,3 @@ class Flickr30k(Task):
             meta={"references": captions},
             source=line.source,
         )
-
-    def origin(self, split: Split) -> dict[str, Any]:
-        """Its folder's manifest, and the draw."""
-        return origin(_NAME, self.release, self.options, split)

@@ -9,9 +9,8 @@ Hudson and Manning 2019 (arXiv 1902.09506); the balanced questions: 943,000 for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,11 +18,9 @@ from peft_mllm.data.official import check_each
 from peft_mllm.data.prepare.release import Download, Files, Item, Part, Release
 from peft_mllm.data.prepared import Line
 from peft_mllm.record import Record, Turn
-from peft_mllm.tasks.base import Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import LLAVA_SHORT, QWEN_SHORT, object_of
 
-_NAME = "gqa"
 _SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa"
 
 
@@ -48,16 +45,17 @@ def _read(files: Files, official: str) -> list[Item]:
     ]
 
 
-class GQAOptions(SampledOptions):
+class GQAOptions(PreparedOptions):
     """Where the data is, how much of it is used, and how a question is asked."""
 
     prompt: Literal["llava", "qwen-vl"] = "llava"
     """Whose words ask the question."""
 
 
-class GQA(Task):
+class GQA(PreparedTask):
     """GQA's balanced questions, scored on test-dev."""
 
+    name = "gqa"
     Options = GQAOptions
     metric = "gqa:llava"
     prompts = {"llava": LLAVA_SHORT, "qwen-vl": QWEN_SHORT}
@@ -81,16 +79,6 @@ class GQA(Task):
         seen={"llava-1.5": "seen", "sharegpt4v": "seen", "qwen-vl-chat": "seen"},
     )
 
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, GQAOptions)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The split's questions, or those that are drawn, in the order of the release."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
-
     def record_of(self, line: Line) -> Record:
         """The question as the prompt asks it."""
         entry = GQAEntry.model_validate(line.entry)
@@ -102,7 +90,3 @@ class GQA(Task):
             meta={"types": {name: value for name, value in entry.types.items() if value}},
             source=line.source,
         )
-
-    def origin(self, split: Split) -> dict[str, Any]:
-        """Its folder's manifest, and the draw."""
-        return origin(_NAME, self.release, self.options, split)

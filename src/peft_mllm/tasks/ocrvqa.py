@@ -22,8 +22,7 @@ from peft_mllm.data.official import check_each
 from peft_mllm.data.prepare.release import Download, Files, Hub, Item, Part, Release
 from peft_mllm.data.prepared import Line
 from peft_mllm.record import Record, Turn
-from peft_mllm.tasks.base import Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import LLAVA_SHORT, PAPER_SHORT, QWEN_SHORT, object_of
 
 _NAME = "ocrvqa"
@@ -116,7 +115,7 @@ def _count_books(items: Sequence[Item]) -> int:
     return len({item.image for item in items})
 
 
-class OCRVQAOptions(SampledOptions):
+class OCRVQAOptions(PreparedOptions):
     """Where the data is, how much of it is used, and how a question is asked."""
 
     train_size: int | None = Field(default=20000, ge=1)
@@ -127,9 +126,10 @@ class OCRVQAOptions(SampledOptions):
     """Whose words ask the question."""
 
 
-class OCRVQA(Task):
+class OCRVQA(PreparedTask):
     """OCR-VQA by the split of its release."""
 
+    name = _NAME
     Options = OCRVQAOptions
     metric = "ocrvqa"
     prompts = {
@@ -165,16 +165,6 @@ class OCRVQA(Task):
         count=_count_books,
     )
 
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, OCRVQAOptions)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The split's questions, or those that are drawn, in the order of the release."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
-
     def record_of(self, line: Line) -> Record:
         """The question as the prompt asks it."""
         entry = OCRVQAEntry.model_validate(line.entry)
@@ -186,7 +176,3 @@ class OCRVQA(Task):
             meta={"asin": entry.asin, "genre": entry.genre},
             source=line.source,
         )
-
-    def origin(self, split: Split) -> dict[str, Any]:
-        """Its folder's manifest, and the draw."""
-        return origin(_NAME, self.release, self.options, split)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from peft_mllm.data.prepare.release import Download, Files, Hub, Item, Part, Release
+from peft_mllm.data.prepare.release import Download, Hub, Item, Part, Release
 from peft_mllm.data.prepared import Line
 from peft_mllm.errors import DataError
 from peft_mllm.record import Record
-from peft_mllm.tasks.base import Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.base import Split
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import (
     COCO,
     COCO_MD5,
@@ -24,8 +24,7 @@ from peft_mllm.tasks.vqa_files import (
     PAPER_SHORT,
     QWEN_SHORT,
     VQAEntry,
-    coco_image,
-    read_pairs,
+    read_coco,
     table_items,
     vqa_record,
 )
@@ -34,20 +33,12 @@ _NAME = "okvqa"
 _SITE = "https://okvqa.allenai.org/static/data"
 
 
-def _read(files: Files, official: str) -> list[Item]:
-    year = f"{official}2014"
-    pairs = read_pairs(
-        files.read(f"OpenEnded_mscoco_{year}_questions.json"), files.read(f"mscoco_{year}_annotations.json")
-    )
-    return [Item(str(key), entry, *coco_image(image, year)) for key, image, entry in pairs]
-
-
 def _read_table(rows: Sequence[Mapping[str, Any]], official: str) -> list[Item]:
     fields = {"answer_type": "answer_type", "question_type": "question_type"}
     return table_items(rows, place=f"{_NAME}, {official}", image="question_id", fields=fields)
 
 
-class OKVQAOptions(SampledOptions):
+class OKVQAOptions(PreparedOptions):
     """Where the data is, how much of it is used, and how a question is asked."""
 
     prompt: Literal["paper", "llava", "qwen-vl"] = "paper"
@@ -56,10 +47,12 @@ class OKVQAOptions(SampledOptions):
     """`stemmed` as official scoring has them, or `raw` as people wrote them; learned and scored alike."""
 
 
-class OKVQA(Task):
+class OKVQA(PreparedTask):
     """OK-VQA, scored on its validation set, which is its test set."""
 
+    name = _NAME
     Options = OKVQAOptions
+    options: OKVQAOptions
     metric = "vqa"
     prompts = {"paper": PAPER_SHORT, "llava": LLAVA_SHORT, "qwen-vl": QWEN_SHORT}
     release = Release(
@@ -79,24 +72,10 @@ class OKVQA(Task):
             Download("train2014.zip", f"{COCO}/train2014.zip", COCO_MD5["train"]),
             Download("val2014.zip", f"{COCO}/val2014.zip", COCO_MD5["val"]),
         ),
-        read=_read,
+        read=read_coco,
         seen={"llava-1.5": "seen", "sharegpt4v": "seen", "qwen-vl-chat": "seen"},
         hub=Hub("lmms-lab/OK-VQA", {"val": "val2014"}, ("question_id", "question", "answers"), _read_table),
     )
-
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, OKVQAOptions)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def has(self, split: Split) -> bool:
-        """There is no validation split beside the one that is scored."""
-        return split in self.release.splits
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The split's questions, or those that are drawn, in the order of the release."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
 
     def record_of(self, line: Line) -> Record:
         """The question as the prompt asks it; the answer to learn is the one that most people gave.
@@ -113,4 +92,4 @@ class OKVQA(Task):
 
     def origin(self, split: Split) -> dict[str, Any]:
         """Its folder's manifest, the draw, and which answers."""
-        return {**origin(_NAME, self.release, self.options, split), "answers": self.options.answers}
+        return {**super().origin(split), "answers": self.options.answers}

@@ -20,8 +20,7 @@ from peft_mllm.data.official import check_each
 from peft_mllm.data.prepare.release import Download, Files, Hub, Item, Part, Release
 from peft_mllm.data.prepared import Line
 from peft_mllm.record import Record, Turn
-from peft_mllm.tasks.base import Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import COCO, COCO_MD5, LLAVA_SHORT, QWEN_SHORT, rows_of
 
 _NAME = "pope"
@@ -70,16 +69,17 @@ def _read_table(rows: Sequence[Mapping[str, Any]], official: str) -> list[Item]:
     ]
 
 
-class POPEOptions(SampledOptions):
+class POPEOptions(PreparedOptions):
     """Where the data is, how much of it is used, and how a question is asked."""
 
     prompt: Literal["llava", "qwen-vl"] = "llava"
     """Whose words ask the question."""
 
 
-class POPE(Task):
+class POPE(PreparedTask):
     """POPE's three sets on COCO, together; the metric has a figure for each."""
 
+    name = _NAME
     Options = POPEOptions
     metric = "pope"
     prompts = {"llava": LLAVA_SHORT, "qwen-vl": QWEN_SHORT}
@@ -106,20 +106,6 @@ class POPE(Task):
         samples={},
     )
 
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, POPEOptions)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def has(self, split: Split) -> bool:
-        """There is a test split alone."""
-        return split in self.release.splits
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The three sets one after the other, in the order of their files."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
-
     def record_of(self, line: Line) -> Record:
         """The question as the prompt asks it."""
         entry = POPEEntry.model_validate(line.entry)
@@ -131,7 +117,3 @@ class POPE(Task):
             meta={"category": entry.category},
             source=line.source,
         )
-
-    def origin(self, split: Split) -> dict[str, Any]:
-        """Its folder's manifest, and the draw."""
-        return origin(_NAME, self.release, self.options, split)

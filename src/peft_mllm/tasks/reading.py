@@ -1,13 +1,14 @@
-"""What tasks with a prepared folder share: their options, opening a split, and drawing a sample of it."""
+"""What tasks with a prepared folder share: their options, their reading, and drawing a sample of a split."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -17,7 +18,7 @@ from peft_mllm.data.prepared import Line, PreparedRecords, open_prepared, read_m
 from peft_mllm.errors import DataError
 from peft_mllm.files import file_digest
 from peft_mllm.record import Record
-from peft_mllm.tasks.base import Split, TaskOptions
+from peft_mllm.tasks.base import Split, Task, TaskOptions
 
 
 class SampledOptions(TaskOptions):
@@ -33,6 +34,48 @@ class SampledOptions(TaskOptions):
     """Of the draw: equal seeds and sizes give equal questions, and a smaller sample is part of a larger."""
     train_ids: Path | None = None
     """Train on the questions whose ids this JSON file lists, instead of drawing; such as samples/*.json."""
+
+
+class PreparedOptions(SampledOptions):
+    """Those of a task that is read from a prepared folder alone; it says which prompts there are."""
+
+    prompt: str
+    """Whose words ask the question: a key of the task's `prompts`."""
+
+
+class PreparedTask(Task):
+    """A task that is read from the folder that `peft-mllm data prepare` makes of its release.
+
+    A task that derives from it gives `name`, `Options` with the values of `prompt`, `metric`, `prompts`, `release`
+    and `record_of`.
+    """
+
+    name: ClassVar[str]
+    """On the shelf; the folder was prepared under it."""
+    release: ClassVar[Release]
+
+    def __init__(self, options: TaskOptions):
+        assert isinstance(options, self.Options)
+        assert isinstance(options, PreparedOptions)
+        self.options = options
+        self._prompt = self.prompts[options.prompt]
+        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
+
+    def has(self, split: Split) -> bool:
+        """Whether the release has this split with answers."""
+        return split in self.release.splits
+
+    def records(self, split: Split) -> Sequence[Record]:
+        """What the split asks, or what of it is drawn, in the order of the release."""
+        return open_split(self.name, self.release, self.options, split, self.record_of)
+
+    @abstractmethod
+    def record_of(self, line: Line) -> Record:
+        """The record of one line, as the prompt asks it."""
+
+    def origin(self, split: Split) -> dict[str, Any]:
+        """Its folder's manifest, and the draw."""
+        return origin(self.name, self.release, self.options, split)
 
 
 class Drawn(NamedTuple):

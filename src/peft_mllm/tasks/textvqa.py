@@ -20,8 +20,8 @@ from peft_mllm.data.prepare.release import Download, Files, Hub, Item, Part, Rel
 from peft_mllm.data.prepared import Line
 from peft_mllm.errors import DataError
 from peft_mllm.record import IMAGE_MARK, Record
-from peft_mllm.tasks.base import Prompt, Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.base import Prompt
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import (
     LLAVA,
     QWEN_SHORT,
@@ -72,16 +72,17 @@ def _read_table(rows: Sequence[Mapping[str, Any]], official: str) -> list[Item]:
     return table_items(rows, place=f"{_NAME}, {official}", image="image_id", fields={})
 
 
-class TextVQAOptions(SampledOptions):
+class TextVQAOptions(PreparedOptions):
     """Where the data is, how much of it is used, and how a question is asked."""
 
     prompt: Literal["no-ocr", "llava", "qwen-vl"] = "no-ocr"
     """`no-ocr`: LLaVA's without the words found in the image; `llava`: with them, if the source had them."""
 
 
-class TextVQA(Task):
+class TextVQA(PreparedTask):
     """TextVQA, scored on its validation set."""
 
+    name = _NAME
     Options = TextVQAOptions
     metric = "vqa:m4c"
     prompts = {
@@ -117,20 +118,6 @@ class TextVQA(Task):
         ),
     )
 
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, TextVQAOptions)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def has(self, split: Split) -> bool:
-        """There is no validation split beside the one that is scored."""
-        return split in self.release.splits
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The split's questions, or those that are drawn, in the order of the release."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
-
     def record_of(self, line: Line) -> Record:
         """The question as the prompt asks it; the answer to learn is the one that most people gave.
 
@@ -146,7 +133,3 @@ class TextVQA(Task):
         return vqa_record(
             line, entry, self._prompt.ask(question=entry.question, words=", ".join(entry.ocr_tokens or ()))
         )
-
-    def origin(self, split: Split) -> dict[str, Any]:
-        """Its folder's manifest, and the draw."""
-        return origin(_NAME, self.release, self.options, split)

@@ -18,8 +18,8 @@ from peft_mllm.data.official import check_each
 from peft_mllm.data.prepare.release import Download, Files, Hub, Item, Part, Release
 from peft_mllm.data.prepared import Line
 from peft_mllm.record import IMAGE_MARK, Record
-from peft_mllm.tasks.base import Prompt, Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.base import Prompt
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import (
     LLAVA,
     PAPER,
@@ -57,16 +57,17 @@ def _read_table(rows: Sequence[Mapping[str, Any]], official: str) -> list[Item]:
     return [Item(Path(item.id).stem, item.entry, item.image, row=item.row) for item in items]
 
 
-class VizWizOptions(SampledOptions):
+class VizWizOptions(PreparedOptions):
     """Where the data is, how much of it is used, and how a question is asked."""
 
     prompt: Literal["paper", "llava", "qwen-vl"] = "paper"
     """Whose words ask the question; the wording alone moves the score by tens of points."""
 
 
-class VizWiz(Task):
+class VizWiz(PreparedTask):
     """VizWiz-VQA, scored on its validation set."""
 
+    name = _NAME
     Options = VizWizOptions
     metric = "vqa:vizwiz"
     prompts = {
@@ -105,25 +106,7 @@ class VizWiz(Task):
         hub=Hub("lmms-lab/VizWiz-VQA", {"val": "val"}, ("question_id", "question", "answers"), _read_table),
     )
 
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, VizWizOptions)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def has(self, split: Split) -> bool:
-        """There is no validation split beside the one that is scored."""
-        return split in self.release.splits
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The split's questions, or those that are drawn, in the order of the release."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
-
     def record_of(self, line: Line) -> Record:
         """The question as the prompt asks it; the answer to learn is the one that most people gave."""
         entry = VQAEntry.model_validate(line.entry)
         return vqa_record(line, entry, self._prompt.ask(question=entry.question))
-
-    def origin(self, split: Split) -> dict[str, Any]:
-        """Its folder's manifest, and the draw."""
-        return origin(_NAME, self.release, self.options, split)

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from peft_mllm.data.official import check_each, refuse
-from peft_mllm.data.prepare.release import Document, Item
+from peft_mllm.data.prepare.release import Document, Files, Item
 from peft_mllm.data.prepared import Line
 from peft_mllm.errors import DataError
 from peft_mllm.record import IMAGE_MARK, Record, Turn
@@ -73,6 +73,25 @@ def coco_image(image_id: Any, year: str) -> tuple[str, tuple[str, ...]]:
     except ValueError:
         raise DataError(f"{year}: {image_id!r} is not the number of a COCO image. Is it another file?") from None
     return name, (f"{year}/{name}", name)
+
+
+def read_coco(files: Files, official: str, *, version: str = "") -> list[Item]:
+    """The questions of a split about COCO's images of 2014, in the order of their file.
+
+    Args:
+        files: of the release.
+        official: train or val.
+        version: what the names of the files begin with.
+
+    Raises:
+        DataError: a file has another shape, or the ids do not match.
+    """
+    year = f"{official}2014"
+    pairs = read_pairs(
+        files.read(f"{version}OpenEnded_mscoco_{year}_questions.json"),
+        files.read(f"{version}mscoco_{year}_annotations.json"),
+    )
+    return [Item(str(key), entry, *coco_image(image, year)) for key, image, entry in pairs]
 
 
 def read_pairs(questions: Document, annotations: Document) -> list[tuple[Any, Any, VQAEntry]]:

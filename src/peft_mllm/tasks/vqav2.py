@@ -9,15 +9,15 @@ trains on 20,000 questions and scores 5,000, drawn at random; which ones was not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
 
-from peft_mllm.data.prepare.release import Download, Files, Hub, Item, Part, Release
+from peft_mllm.data.prepare.release import Download, Hub, Item, Part, Release
 from peft_mllm.data.prepared import Line
 from peft_mllm.record import Record
-from peft_mllm.tasks.base import Split, Task, TaskOptions
-from peft_mllm.tasks.reading import SampledOptions, open_split, origin
+from peft_mllm.tasks.reading import PreparedOptions, PreparedTask
 from peft_mllm.tasks.vqa_files import (
     COCO,
     COCO_MD5,
@@ -25,8 +25,7 @@ from peft_mllm.tasks.vqa_files import (
     PAPER_SHORT,
     QWEN_SHORT,
     VQAEntry,
-    coco_image,
-    read_pairs,
+    read_coco,
     table_items,
     vqa_record,
 )
@@ -35,20 +34,12 @@ _NAME = "vqav2"
 _S3 = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 
 
-def _read(files: Files, official: str) -> list[Item]:
-    year = f"{official}2014"
-    pairs = read_pairs(
-        files.read(f"v2_OpenEnded_mscoco_{year}_questions.json"), files.read(f"v2_mscoco_{year}_annotations.json")
-    )
-    return [Item(str(key), entry, *coco_image(image, year)) for key, image, entry in pairs]
-
-
 def _read_table(rows: Sequence[Mapping[str, Any]], official: str) -> list[Item]:
     fields = {"best": "multiple_choice_answer", "answer_type": "answer_type", "question_type": "question_type"}
     return table_items(rows, place=f"{_NAME}, {official}", image="image_id", fields=fields)
 
 
-class VQAv2Options(SampledOptions):
+class VQAv2Options(PreparedOptions):
     """Where the data is, how much of it is used, and how a question is asked."""
 
     train_size: int | None = Field(default=20000, ge=1)
@@ -59,9 +50,10 @@ class VQAv2Options(SampledOptions):
     """Whose words ask the question."""
 
 
-class VQAv2(Task):
+class VQAv2(PreparedTask):
     """VQAv2, scored on its validation set."""
 
+    name = _NAME
     Options = VQAv2Options
     metric = "vqa"
     prompts = {"paper": PAPER_SHORT, "llava": LLAVA_SHORT, "qwen-vl": QWEN_SHORT}
@@ -84,7 +76,7 @@ class VQAv2(Task):
             Download("train2014.zip", f"{COCO}/train2014.zip", COCO_MD5["train"]),
             Download("val2014.zip", f"{COCO}/val2014.zip", COCO_MD5["val"]),
         ),
-        read=_read,
+        read=partial(read_coco, version="v2_"),
         seen={"llava-1.5": "seen", "sharegpt4v": "seen", "qwen-vl-chat": "seen"},
         hub=Hub(
             "lmms-lab/VQAv2", {"val": "validation"}, ("question_id", "image_id", "question", "answers"), _read_table
@@ -92,25 +84,7 @@ class VQAv2(Task):
         samples={"train": (1000, 5000, 10000, 20000), "test": (5000,)},
     )
 
-    def __init__(self, options: TaskOptions):
-        assert isinstance(options, VQAv2Options)
-        self.options = options
-        self._prompt = self.prompts[options.prompt]
-        self.max_new_tokens = self._prompt.max_new_tokens  # type: ignore[misc]
-
-    def has(self, split: Split) -> bool:
-        """There is no validation split beside the one that is scored."""
-        return split in self.release.splits
-
-    def records(self, split: Split) -> Sequence[Record]:
-        """The split's questions, or those that are drawn, in the order of the release."""
-        return open_split(_NAME, self.release, self.options, split, self.record_of)
-
     def record_of(self, line: Line) -> Record:
         """The question as the prompt asks it; the answer to learn is the release's `multiple_choice_answer`."""
         entry = VQAEntry.model_validate(line.entry)
         return vqa_record(line, entry, self._prompt.ask(question=entry.question))
-
-    def origin(self, split: Split) -> dict[str, Any]:
-        """Its folder's manifest, and the draw."""
-        return origin(_NAME, self.release, self.options, split)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from peft_mllm.files import atomic_write
+from peft_mllm.pages import templates
+from peft_mllm.pictures import pictures
 from peft_mllm.study import wording
 from peft_mllm.versus.pairs import Comparison, Contest, Pair
-from peft_mllm.versus.pictures import pictures
 
 SHOWN = 24
 """Questions of each kind that the page shows, spread evenly over the task."""
@@ -60,20 +59,12 @@ def write_page(comparison: Comparison, path: Path, *, shown: int = SHOWN) -> Non
 
 def render(comparison: Comparison, *, shown: int = SHOWN) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("peft_mllm.versus"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = [
         _section(contest, sentence, comparison, shown)
         for contest, sentence in zip(comparison.contests, comparison.sentences(), strict=True)
     ]
-    return environment.get_template("versus.html.j2").render(
-        names=comparison.names, sides=(comparison.a, comparison.b), sections=sections, words=wording
-    )
+    page = templates("versus").get_template("versus.html.j2")
+    return page.render(names=comparison.names, sides=(comparison.a, comparison.b), sections=sections, words=wording)
 
 
 def _section(contest: Contest, sentence: str, comparison: Comparison, shown: int) -> Section:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.errors import DataError, ModelError
-from peft_mllm.models.base import Family, Labels, Loading
+from peft_mllm.models.base import Family, Labels, Loading, check_marks
 from peft_mllm.models.generic.conversation import ChatTemplate
 from peft_mllm.models.generic.introspect import anatomy_of
 from peft_mllm.models.generic.processor import TOKEN_TYPES, Expansion, Seer, load_processor
 from peft_mllm.models.generic.script import Script, Tokens, expand, learned, tokenise
+from peft_mllm.models.hf_format import load_hf
 from peft_mllm.record import IMAGE_MARK, ImageSource, Record, Turn
 
 if TYPE_CHECKING:
@@ -91,25 +92,7 @@ class Generic(Family):
     @classmethod
     def load(cls, source: str | Path, *, loading: Loading) -> Generic:
         """Load a directory or hub id such as Qwen/Qwen2.5-VL-7B-Instruct; nothing in it is run."""
-        import torch
-        from transformers import AutoConfig, AutoModelForImageTextToText
-
-        if loading.vision_tower:
-            raise ModelError(f"{source} has its vision tower inside: leave `vision_tower` out.")
-        if loading.weights:
-            model = AutoModelForImageTextToText.from_pretrained(
-                source,
-                dtype=loading.dtype,
-                attn_implementation=loading.attn_implementation,
-                quantization_config=loading.quantization,
-                use_safetensors=True,
-            )
-        else:
-            with torch.device("meta"):
-                config = AutoConfig.from_pretrained(source)
-                model = AutoModelForImageTextToText.from_config(
-                    config, attn_implementation=loading.attn_implementation
-                ).eval()
+        model = load_hf(source, loading=loading)
         try:
             return cls(model, load_processor(source, model.config), declared=loading.anatomy)
         except ModelError as error:
@@ -145,7 +128,7 @@ class Generic(Family):
 
         Where the template does not end an answer, the tokenizer's end token stands after the last one.
         """
-        _refuse_marks(record)
+        check_marks(record)
         expansion = self._seer.expand(tuple(image.dimensions for image in record.images)) if record.images else None
         script = self._script(record, expansion, answer=answer)
         # as transformers' apply_chat_template: a template that writes the first token does not get it twice
@@ -339,19 +322,6 @@ def _probe(*images: int) -> Record:
         turns += [Turn("user", f"{IMAGE_MARK * shown}What is number {i}?"), Turn("assistant", "It is a thing.")]
     blanks = tuple(_Blank((60 + 30 * i, 50)) for i in range(sum(images)))
     return Record(id="probe", turns=tuple(turns), images=blanks)
-
-
-def _refuse_marks(record: Record) -> None:
-    """Images are shown by users, one for each mark."""
-    place = record.source or record.id
-    if any(IMAGE_MARK in turn.text for turn in record.turns if turn.role != "user"):
-        raise DataError(f"{place}: {IMAGE_MARK} stands in a turn that is not the user's. Only a user shows images.")
-    places = sum(turn.text.count(IMAGE_MARK) for turn in record.turns)
-    if places != len(record.images):
-        raise DataError(
-            f"{place}: {places} {IMAGE_MARK} marks for {len(record.images)} images. "
-            f"Write one {IMAGE_MARK} for each image."
-        )
 
 
 def _template_of(processor: ProcessorMixin) -> str | None:

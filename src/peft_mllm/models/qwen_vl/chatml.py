@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.errors import DataError
-from peft_mllm.models.base import Labels
+from peft_mllm.models.base import Labels, check_marks
 from peft_mllm.record import IMAGE_MARK, Record, Turn
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def encode(record: Record, tokenizer: QWenTokenizer, *, answer: bool, labels: La
 
 
 def _pieces(record: Record, tokenizer: QWenTokenizer, *, answer: bool) -> Iterator[_Piece]:
-    _check(record)
+    check_marks(record)
+    _refuse_paths(record)
     turns = record.turns if record.turns[0].role == "system" else (Turn("system", SYSTEM), *record.turns)
     line = tokenizer.encode_text("\n")
     shown = 0
@@ -122,18 +123,9 @@ def _content(text: str, tokenizer: QWenTokenizer) -> list[int]:
     return ids
 
 
-def _check(record: Record) -> None:
-    place = record.source or record.id
-    if any(IMAGE_MARK in turn.text for turn in record.turns if turn.role != "user"):
-        raise DataError(f"{place}: {IMAGE_MARK} stands in a turn that is not the user's. Only a user shows images.")
-    places = sum(turn.text.count(IMAGE_MARK) for turn in record.turns)
-    if places != len(record.images):
-        raise DataError(
-            f"{place}: {places} {IMAGE_MARK} marks for {len(record.images)} images. "
-            f"Write one {IMAGE_MARK} for each image."
-        )
+def _refuse_paths(record: Record) -> None:
     if any(_PATH.search(turn.text) for turn in record.turns):
         raise DataError(
-            f"{place}: an image is written as <img>path</img>. Name its file in the record's `images`, and write "
-            f"{IMAGE_MARK} in the text."
+            f"{record.source or record.id}: an image is written as <img>path</img>. Name its file in the record's "
+            f"`images`, and write {IMAGE_MARK} in the text."
         )

@@ -6,18 +6,15 @@ takes the weights once. Every tensor lands, or nothing is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig
 
-from peft_mllm.errors import ModelError
 from peft_mllm.models.base import Loading
 from peft_mllm.models.qwen_vl.configuration import QwenVLConfig
 from peft_mllm.models.qwen_vl.modelling import BARE_PARAMETERS, QwenVLForConditionalGeneration
-from peft_mllm.weights import read_weights
+from peft_mllm.weights import check_fit, land, read_weights
 
 
 def load_model(directory: Path, loading: Loading) -> QwenVLForConditionalGeneration:
@@ -38,29 +35,13 @@ def load_model(directory: Path, loading: Loading) -> QwenVLForConditionalGenerat
     dtypes = {"stored": None, "auto": own}
     dtype = dtypes[loading.dtype] if loading.dtype in dtypes else getattr(torch, loading.dtype)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(_landed(directory, shapes, dtype), assign=True)
+    weights = ((BARE_PARAMETERS.get(name, name), tensor) for name, tensor in read_weights(directory))
+    model.load_state_dict(land(weights, shapes, dtype, what=f"The weights of {directory}"), assign=True)
     model.tie_weights()
     config.dtype = dtype or own
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     return model.eval()
-
-
-def _landed(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Our name -> copy of the tensor, in one type or, without one, in its own; all of them, and nothing else."""
-    landed: dict[str, Tensor] = {}
-    left_over, misshapen, missing = [], [], set(shapes)
-    for stored, tensor in read_weights(directory):
-        name = BARE_PARAMETERS.get(stored, stored)
-        missing.discard(name)
-        if name not in shapes:
-            left_over.append(stored)
-        elif tuple(tensor.shape) != shapes[name]:
-            misshapen.append(f"{stored} {tuple(tensor.shape)} instead of {shapes[name]}")
-        else:  # a copy: the file is mapped into memory and shall be free to go
-            landed[name] = torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
-    _refuse(directory, {"missing": sorted(missing), "left over": left_over, "of another shape": misshapen})
-    return landed
 
 
 def _load_quantised(directory: Path, config: QwenVLConfig, loading: Loading) -> QwenVLForConditionalGeneration:
@@ -73,22 +54,10 @@ def _load_quantised(directory: Path, config: QwenVLConfig, loading: Loading) -> 
         quantization_config=loading.quantization,
         output_loading_info=True,
     )
-    _refuse(
-        directory,
-        {
-            "missing": sorted(found["missing_keys"]),
-            "left over": sorted(found["unexpected_keys"]),
-            "of another shape": [str(each) for each in found["mismatched_keys"]],
-        },
-    )
+    wrong = {
+        "missing": sorted(found["missing_keys"]),
+        "left over": sorted(found["unexpected_keys"]),
+        "of another shape": [str(each) for each in found["mismatched_keys"]],
+    }
+    check_fit(wrong, what=f"The weights of {directory}")
     return model
-
-
-def _refuse(directory: Path, wrong: Mapping[str, list[str]]) -> None:
-    said = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in wrong.items() if names)
-    if said:
-        raise ModelError(f"The weights of {directory} do not fit its config.json. Tensors: {said}.")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -17,23 +17,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 256
-"""Pixels of a thumbnail's longer side."""
+"""Pixels of a thumbnail's longer side, unless others are asked for."""
 SMALL = 128
 """Up to this side an image is kept as it is: JPEG would spoil it and save nothing."""
 
 
-def pictures(named: NamedSpec | None, expected: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], str]:
+def pictures(
+    named: NamedSpec | None, expected: Mapping[str, Sequence[str]], *, side: int = SIDE
+) -> tuple[dict[str, list[str]], str]:
     """Thumbnails of questions as data URIs, and a sentence where there are none or not all.
 
     Args:
         named: the task with its options.
         expected: id -> the keys of its images when it was asked; without keys, whatever it has now.
+        side: pixels of a thumbnail's longer side, at most.
     """
     if named is None:
         return {}, "The images are not shown: how the task was set up is not recorded."
     try:
         found = {record.id: record for record in _records(named, expected.keys())}
-        shown = {id: _thumbnails(found[id], keys) for id, keys in expected.items() if id in found}
+        shown = {id: _thumbnails(found[id], keys, side) for id, keys in expected.items() if id in found}
     except (UserError, OSError, KeyError) as error:
         return {}, f"The images are not shown, because the data is not at hand: {' '.join(str(error).split())[:300]}"
     changed = sum(not shown.get(id) and bool(keys) for id, keys in expected.items())
@@ -57,16 +60,16 @@ def _records(named: NamedSpec, wanted: Collection[str]) -> list[Record]:
     return found
 
 
-def _thumbnails(record: Record, keys: Sequence[str]) -> list[str]:
+def _thumbnails(record: Record, keys: Sequence[str], side: int) -> list[str]:
     """None where the images are others than those that were asked about."""
     if keys and [image.key for image in record.images] != list(keys):
         return []
-    return [_data_uri(image.load()) for image in record.images]
+    return [_data_uri(image.load(), side) for image in record.images]
 
 
-def _data_uri(image: Image) -> str:
+def _data_uri(image: Image, side: int) -> str:
     kind = "PNG" if max(image.size) <= SMALL else "JPEG"
     small, file = image.copy(), io.BytesIO()
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     small.save(file, kind, **({} if kind == "PNG" else {"quality": 82}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
