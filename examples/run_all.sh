@@ -11,3 +11,7 @@ peft-mllm data check runs/lights/train.jsonl
 peft-mllm train "$examples/own_data/spec.yaml"
 python "$examples/own_method.py"
 python "$examples/python_api.py" runs/python-api
+
+python "$examples/import_results/make_results.py" runs/results.csv
+peft-mllm study report runs/results.csv
+peft-mllm advise --model my-model --task charts --results runs/results.csv

@@ -19,8 +19,9 @@ from runs import assert_same, command, lines, read, tiny, write_spec
 
 VERBS = [
     ["train"], ["evaluate"], ["list"], ["demo"], ["convert"], ["import-adapter"], ["export"], ["chat"], ["matrix"],
-    ["inspect"], ["score"], ["compare"], ["reproduce"], ["annotate"], ["data", "check"], ["data", "prepare"],
-    ["data", "preview"], ["data", "convert"], ["study", "plan"], ["study", "run"], ["study", "status"], ["study", "report"],
+    ["inspect"], ["score"], ["compare"], ["reproduce"], ["annotate"], ["advise"],
+    ["data", "check"], ["data", "prepare"], ["data", "preview"], ["data", "convert"],
+    ["study", "plan"], ["study", "run"], ["study", "status"], ["study", "report"],
 ]  # fmt: skip
 
 

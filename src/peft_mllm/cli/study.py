@@ -123,27 +123,33 @@ def status(study: File, overrides: Overrides = None, as_json: Json = False) -> N
     epilog=example(
         "peft-mllm study report studies/main-tiny.yaml",
         "peft-mllm study report runs/demo/scenes_next --output runs/demo-report",
+        "peft-mllm study report results.csv",
     )
 )
 def report(
-    study: Annotated[Path, typer.Argument(help="The study's YAML file, its directory, or any folder of runs.")],
-    output: Annotated[Path | None, typer.Option(help="Directory of the report; `report` in the study's.")] = None,
+    study: Annotated[Path, typer.Argument(help="YAML file of a study, a folder of runs, or a CSV or TSV of results.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the report; report in the study's, TABLE-report beside a table.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the report from result files alone: a page, tables and figures."""
+    from peft_mllm.study.columns import ENDINGS
     from peft_mllm.study.definition import load_study
 
-    directory = study if study.is_dir() else Path(load_study(study).output_dir)
-    page = _write_report(directory, output)
+    if study.suffix.lower() in ENDINGS:
+        page = _write_report(study, output or study.with_name(f"{study.stem}-report"))
+    else:
+        page = _write_report(study if study.is_dir() else Path(load_study(study).output_dir), output)
     if as_json:
         say_json({"report": str(page)})
     else:
         console.print(f"The report: {page.resolve()}", markup=False)
 
 
-def _write_report(directory: Path, output: Path | None) -> Path:
+def _write_report(results: Path, output: Path | None) -> Path:
     from peft_mllm.study.analyse import analyse
-    from peft_mllm.study.pages import write_study_report
-    from peft_mllm.study.reading import read_study
+    from peft_mllm.study.pages.write import write_study_report
+    from peft_mllm.study.sources import read_any
 
-    return write_study_report(analyse(read_study(directory)), output or directory / "report")
+    return write_study_report(analyse(read_any(results)), output or results / "report")

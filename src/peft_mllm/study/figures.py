@@ -1,78 +1,28 @@
-"""The report's figures, as SVG that takes the page's colour and font, for light and dark alike.
-
-A method has the same colour and marker in every figure. All colours have a contrast of at least 3 : 1 on the
-light page and on the dark, and no two methods differ by colour alone.
-"""
+"""The report's figures, as SVG that takes the page's colour and font, for light and dark alike."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from peft_mllm.study import wording
 from peft_mllm.study.compare import Comparison
+from peft_mllm.study.drawings.canvas import INK, house_style, page_svg
+from peft_mllm.study.drawings.looks import NEUTRAL, Look
 from peft_mllm.study.labels import Box, place_beside, spread
 from peft_mllm.study.results import Point, Result
 from peft_mllm.study.statistics import Estimate
 
-COLOURS = ("#2f7fd1", "#d95f1e", "#159a6c", "#b565c9", "#b8860b", "#d4508f", "#1c94a6", "#7a6fd6")
-MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
-"""matplotlib's markers, each with the character that looks like it, for the page's legend."""
 CROWD = 12
 """With more runs than this a figure has no names in it: they would cover it, and the legend tells methods."""
-NEUTRAL = "#8a8f98"
-"""Of what is no method: zero-shot."""
-
 SIZE = (5.2, 3.7)
 """Inches, about a phone's width; the page scales a figure to its column."""
-
-_INK = "#010203"
-"""Drawn in this, text and axes become `currentColor`."""
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "peft_mllm",
-    "text.parse_math": False,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "text.color": _INK,
-    "axes.grid": True,
-    "grid.color": _INK,
-    "grid.alpha": 0.1,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a method is drawn."""
-
-    colour: str
-    marker: str
-
-    @property
-    def glyph(self) -> str:
-        """The marker as a character."""
-        return MARKERS[self.marker]
 
 
 @dataclass(frozen=True)
@@ -82,15 +32,6 @@ class Drawn:
     title: str
     caption: str
     svg: str
-
-
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """Colour and marker of each method, in the order of first appearance."""
-    markers = tuple(MARKERS)
-    return {
-        method: Look(COLOURS[i % len(COLOURS)], markers[i % len(markers)])
-        for i, method in enumerate(dict.fromkeys(methods))
-    }
 
 
 def draw_all(results: Sequence[Result], comparison: Comparison, look: Mapping[str, Look]) -> list[Drawn]:
@@ -114,7 +55,7 @@ def gain_against_forgotten(comparison: Comparison, look: Mapping[str, Look]) -> 
         return None
 
     def paint(axes: Any) -> None:
-        axes.axvline(0, color=_INK, linewidth=0.8, alpha=0.5)
+        axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
         for row, lost, won in points:
             _dot(axes, look[row.method], lost, won)
         axes.set_xlabel(f"forgotten on the seen tasks{_in_unit(comparison)}")
@@ -320,25 +261,9 @@ def _short(name: str) -> str:
 def _svg(paint: Callable[[Any], None], key: str, label: str, *, height: float = SIZE[1]) -> str:
     """Draw on one pair of axes and return SVG to stand in a page."""
     text = io.StringIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that matplotlib's font lacks is still written as text: the browser has a font.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with house_style():
         figure = Figure(figsize=(SIZE[0], height), layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(text.getvalue(), key, label)
-
-
-def _for_page(svg: str, key: str, label: str) -> str:
-    """Take off what belongs to a file, make ids the figure's own, and let the page give colour and font."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    name = f'role="img" aria-label="{escape(label)}"'
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda found: f"<svg {found[1]} {name}>", svg, count=1)
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{key}-", svg)
-    svg = re.sub(r" font-family: [^;\"]+;", "", svg)
-    svg = re.sub(r"\s*\n\s*", "\n", svg)
-    return svg.replace("xlink:href", "href").replace(_INK, "currentColor")
+    return page_svg(text.getvalue(), key, label)

@@ -15,9 +15,7 @@ from rich.table import Table
 from peft_mllm.study import wording
 from peft_mllm.study.compare import Comparison, Row
 from peft_mllm.study.statistics import Estimate
-
-# A spreadsheet runs a cell that begins with one of these as a formula; an apostrophe makes it text.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+from peft_mllm.study.tables.escapes import markdown, spreadsheet
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def _terminal_cell(column: Column, row: Row) -> str:
 def markdown_table(comparison: Comparison) -> str:
     """A Markdown table; the best score is bold where there is one. README's is made by this."""
     shown = columns(comparison)
-    lines = [_markdown_line([_markdown(column.title) for column in shown])]
+    lines = [_markdown_line([markdown(column.title) for column in shown])]
     lines.append(_markdown_line(["---:" if column.numeric else "---" for column in shown]))
     lines += [_markdown_line(list(_markdown_cells(shown, row))) for row in comparison.rows]
     return "\n".join(lines) + "\n"
@@ -202,18 +200,12 @@ def _joined(column: Column, row: Row) -> str:
 
 def _markdown_cells(shown: list[Column], row: Row) -> Iterator[str]:
     for column in shown:
-        text = _markdown(_joined(column, row))
+        text = markdown(_joined(column, row))
         yield f"**{text}**" if row.best and column.headline else text
 
 
 def _markdown_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _markdown(text: str) -> str:
-    for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("\n", " ")):
-        text = text.replace(sign, written)
-    return text
 
 
 def _flat(row: Row) -> Iterator[tuple[str, object]]:
@@ -224,8 +216,4 @@ def _flat(row: Row) -> Iterator[tuple[str, object]]:
             yield f"{name}_low", limits["low"]
             yield f"{name}_high", limits["high"]
         else:
-            yield name, _harmless(value)
-
-
-def _harmless(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+            yield name, spreadsheet(value)

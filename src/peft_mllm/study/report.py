@@ -15,7 +15,8 @@ from peft_mllm.files import atomic_write
 from peft_mllm.study import wording
 from peft_mllm.study.compare import Comparison, Row, compare
 from peft_mllm.study.conclude import conclusion
-from peft_mllm.study.figures import NEUTRAL, Look, draw_all, looks
+from peft_mllm.study.drawings.looks import NEUTRAL, Look, looks
+from peft_mllm.study.figures import draw_all
 from peft_mllm.study.render import Column, columns
 from peft_mllm.study.results import Prediction, Result, Score
 

@@ -21,6 +21,8 @@ from peft_mllm.study.lines import checked, read_objects
 
 SCHEMA = 1
 FILE = "result.json"
+PER_CENT = ("listed",)
+"""Metrics whose headline is a share and is not called accuracy."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ class Score:
 
     @property
     def unit(self) -> str:
-        """`%` for accuracies, nothing for other figures."""
-        return "%" if "accuracy" in next(iter(self.values)) else ""
+        """`%` where the metric counts in per cent, nothing for other figures."""
+        name = self.metric.partition(":")[0]
+        return "%" if "accuracy" in next(iter(self.values)) or name in PER_CENT else ""
 
 
 @dataclass(frozen=True)
