@@ -66,7 +66,9 @@ WORDS = {
 """Of keys that the spec's classes say nothing about."""
 FOLDERS = {
     "assets/embedded": "the embedded base: a small trained LLaVA, as plain transformers loads it",
-    "study/templates": "the report's page",
+    "assets/evidence": "what studies found, for `peft-mllm advise`",
+    "study/pages/templates": "the page of a study's report, with its style and script",
+    "study/templates": "the demo's page",
     "versus/templates": "the page that compares two runs",
 }
 STANDALONE = (

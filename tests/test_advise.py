@@ -53,6 +53,13 @@ def names(options) -> set[str]:
 # --- what follows ---
 
 
+@pytest.fixture
+def nothing_shipped(monkeypatch):
+    """What is shipped is evidence on the embedded base, too, and would answer beside the test's own."""
+    monkeypatch.setattr(sources, "shipped", lambda: [])
+
+
+
 def test_equals_are_not_told_apart_and_worse_ones_are(evidence):
     verdict = ask(evidence).verdict
     assert (verdict.kind, verdict.tasks, verdict.seeds, verdict.questions) == ("direct", ("scenes_next",), 3, 200)
@@ -208,6 +215,7 @@ def test_the_connector_may_be_asked_for(tmp_path):
     assert {option.setting.connector for option in verdict.top} == {"tuned"}
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 def test_a_connector_that_nobody_tried(evidence, folder):
     advice = ask(evidence, connector="tuned")
     assert advice.verdict is None
@@ -339,6 +347,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 def test_the_verb_answers_and_cites(folder):
     said = command("advise", "--model", "embedded", "--task", "scenes_next", "--max-size", "1MB")
     assert said.code == 0, said.err
@@ -365,6 +374,7 @@ def test_the_verb_says_which_study_is_missing(folder):
     assert (said.code, "study plan" in said.out) == (1, False)
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 def test_the_verb_speaks_to_programs(folder):
     said = command("advise", "--model", "embedded", "--task", "scenes_next", "--max-memory", "2GiB", "--json")
     found = json.loads(said.out)
