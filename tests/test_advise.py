@@ -59,7 +59,6 @@ def nothing_shipped(monkeypatch):
     monkeypatch.setattr(sources, "shipped", lambda: [])
 
 
-
 def test_equals_are_not_told_apart_and_worse_ones_are(evidence):
     verdict = ask(evidence).verdict
     assert (verdict.kind, verdict.tasks, verdict.seeds, verdict.questions) == ("direct", ("scenes_next",), 3, 200)
