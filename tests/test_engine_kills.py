@@ -126,7 +126,7 @@ def kill_at_random(
         under_way: list[int] = []
         while not under_way and not driver.ended:
             until(lambda: driver.ended or running(jobs), seconds=120)
-            time.sleep(moments.uniform(0.0, 1.0))
+            time.sleep(moments.uniform(0.0, 0.5))  # a run takes about a second on an idle machine
             under_way = running(jobs)
         if under_way:
             victims[what](moments.choice(under_way))
