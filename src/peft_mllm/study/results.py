@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from peft_mllm.errors import DataError
 from peft_mllm.files import json_digest, read_json
+from peft_mllm.metrics import METRICS
 from peft_mllm.study.lines import checked, read_objects
 
 SCHEMA = 1
 FILE = "result.json"
-PER_CENT = ("listed",)
-"""Metrics whose headline is a share and is not called accuracy."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Score:
     def unit(self) -> str:
         """`%` where the metric counts in per cent, nothing for other figures."""
         name = self.metric.partition(":")[0]
-        return "%" if "accuracy" in next(iter(self.values)) or name in PER_CENT else ""
+        return "%" if name in METRICS and METRICS[name].unit == "per cent" else ""
 
 
 @dataclass(frozen=True)
