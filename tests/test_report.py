@@ -3,10 +3,10 @@
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
+from html_page import Page
 from peft_mllm.errors import DiskError
 from peft_mllm.study.figures import CROWD
 from peft_mllm.study.labels import HEIGHT, Box, place_beside, spread
@@ -25,33 +25,6 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(results):
     return render_report(results, title="A study", task=TASK, seen=SEEN)
-
-
-class Page(HTMLParser):
-    """Which elements, addresses and ids a page has, and whether each element is closed."""
-
-    VOID = frozenset({"meta", "path", "use", "rect", "link", "br"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.addresses, self.ids = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.ids += [value for name, value in attrs if name == "id"]
-        self.addresses += [value for name, value in attrs if name in ("href", "src", "action", "data")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
 
 
 def test_page_is_well_formed_and_complete(page):

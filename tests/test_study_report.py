@@ -13,7 +13,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from html_page import Page
 from peft_mllm.errors import DataError, DiskError
 from peft_mllm.study.analyse import analyse
 from peft_mllm.study.analysis import Analysis, PaperCell
@@ -87,31 +87,10 @@ def page(report):
     return (report / "index.html").read_text()
 
 
-class Page(HTMLParser):
-    """Which elements, addresses and ids a page has, and whether each element is closed."""
+class StudyPage(Page):
+    """A study's page, which has more elements that are never closed."""
 
-    VOID = frozenset({"meta", "path", "use", "rect", "link", "br", "img", "input", "circle"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.addresses, self.ids = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.ids += [value for name, value in attrs if name == "id"]
-        self.addresses += [value for name, value in attrs if name in ("href", "src", "action", "data")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
+    VOID = Page.VOID | {"img", "input", "circle"}
 
 
 def digests(report: Path) -> dict[str, str]:
@@ -123,7 +102,7 @@ def digests(report: Path) -> dict[str, str]:
 
 
 def test_page_is_well_formed_and_has_every_section(page):
-    parsed = Page(page)
+    parsed = StudyPage(page)
     assert parsed.open == []
     assert parsed.tags.count("h1") == 1
     assert len(parsed.ids) == len(set(parsed.ids))
@@ -136,7 +115,7 @@ def test_page_is_well_formed_and_has_every_section(page):
 
 
 def test_page_needs_no_network_and_links_only_what_lies_beside_it(page, report):
-    for address in Page(page).addresses:
+    for address in StudyPage(page).addresses:
         assert address.startswith(("#", "data:image/")) or (report / address).is_file(), address
     assert re.findall(r"(?<!xmlns=\")https?://(?!www\.w3\.org/2000/svg)", page) == []
     assert re.findall(r"url\((?!#)", page) == []
@@ -341,7 +320,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
 
 def test_an_empty_study_has_a_page(tmp_path):
     text = write_study_report(bare(), tmp_path / "report").read_text()
-    assert Page(text).open == []
+    assert StudyPage(text).open == []
 
 
 @pytest.mark.parametrize(
@@ -355,7 +334,7 @@ def test_an_empty_study_has_a_page(tmp_path):
 def test_small_studies(shape, tmp_path):
     made = write_study(tmp_path / "study", tasks=("scenes_next",), questions=20, **shape)
     text = write_study_report(analyse(read_study(made)), tmp_path / "report").read_text()
-    assert Page(text).open == []
+    assert StudyPage(text).open == []
     assert "nothing here says how far a score moves with another seed" in text
 
 
@@ -385,8 +364,8 @@ def test_hostile_strings_are_only_text(analysis, tmp_path):
     place = write_study_report(spoiled, tmp_path / "report").parent
     text = (place / "index.html").read_text()
     assert "<script>alert" not in text
-    assert Page(text).tags.count("script") == 3
-    assert Page(text).open == []
+    assert StudyPage(text).tags.count("script") == 3
+    assert StudyPage(text).open == []
     assert not re.search(r"^=cmd|,=cmd", (place / "tables" / "scores.csv").read_text(), flags=re.MULTILINE)
     assert "<script>" not in (place / "tables" / "scores.md").read_text()
     assert "\\frac" not in (place / "tables" / "scores.tex").read_text()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
@@ -266,11 +266,3 @@ def _medians(pairs: Iterable[tuple[tuple[tuple[str, str], ...], float]]) -> dict
         for key in keys:
             gathered.setdefault(key, []).append(value)
     return {key: median(values) for key, values in gathered.items()}
-
-
-def totals(estimates: Iterable[Estimate]) -> Iterator[tuple[str, float | None]]:
-    """Sums over runs: FLOPs, seconds and disk; None where a run's cannot be said."""
-    listed = list(estimates)
-    for name in ("flops", "seconds", "disk"):
-        values = [getattr(each, name) for each in listed]
-        yield name, None if any(value is None for value in values) else float(sum(values))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from peft_mllm.files import atomic_write
+from peft_mllm.pages import templates
 from peft_mllm.study import wording
 from peft_mllm.study.compare import Comparison, Row, compare
 from peft_mllm.study.conclude import conclusion
@@ -44,7 +44,7 @@ def render_report(results: Sequence[Result], *, title: str, task: str, seen: Seq
     """The page as text."""
     comparison = compare(results, task=task, seen=seen)
     look = looks([result.method.name for result in results if not result.is_zero_shot])
-    return _environment().get_template("report.html.j2").render(
+    return templates("study").get_template("report.html.j2").render(
         title=title,
         conclusion=conclusion(comparison),
         comparison=comparison,
@@ -232,13 +232,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("peft_mllm.study"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -13,11 +13,10 @@ import numpy as np
 
 from peft_mllm.study.analysis import Matched
 from peft_mllm.study.contest import Contest, Structure
-from peft_mllm.study.inference.variance import quantile
+from peft_mllm.study.inference.intervals import interval_by_seed
 from peft_mllm.study.ledger import SECONDS, TRAINABLE
 from peft_mllm.study.outcomes import FULL, Outcome
 from peft_mllm.study.overview import Row
-from peft_mllm.study.statistics import Estimate
 
 PARAMETERS = "parameters"
 TIME = "time"
@@ -63,7 +62,7 @@ def _by_time(contest: Contest, rows: Sequence[Row]) -> Iterator[Matched]:
     for place in timed:
         reached = [best for outcome in rows[place].cell.outcomes if (best := _lowest_loss(outcome, budget)) is not None]
         if reached:
-            value = _mean([loss for loss, _ in reached])
+            value = interval_by_seed([loss for loss, _ in reached])
             spent = float(np.mean([seconds for _, seconds in reached]))
             yield Matched(TIME, budget, rows[place].cell.factors, value, spent)
 
@@ -82,12 +81,3 @@ def _lowest_loss(outcome: Outcome, budget: float) -> tuple[float, float] | None:
         if point.eval_loss is not None
     ]
     return min((each for each in losses if each[1] <= budget), default=None)
-
-
-def _mean(values: Sequence[float]) -> Estimate:
-    """With a t interval over seeds, where there are several."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Estimate(mean)
-    half = quantile(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return Estimate(mean, mean - half, mean + half)

@@ -76,8 +76,3 @@ def all_steadier(ratios: Sequence[Ratio | None]) -> Finding:
         for ratio, p in zip(known, holm([ratio.p for ratio in known]), strict=True)
     ]
     return decided(told, whole=len(known) == len(ratios), because="; ".join(map(str, known)))
-
-
-def reversed_pairs(found: Sequence[Pair]) -> list[Pair]:
-    """The other one first."""
-    return [(second, first) for first, second in found]
