@@ -10,7 +10,8 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 
 import tiny
 from peft_mllm.anatomy import Anatomy
-from peft_mllm.attention import PADDING, PREFIX, connect_prefix, tree_mask, widen_mask
+from peft_mllm.attention import PADDING, PREFIX, connect_prefix, tree_mask
+from peft_mllm.attention.masks import widen_mask
 
 TOLD = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
 
@@ -221,7 +222,7 @@ def test_m_rope_attention_is_the_formula(qwen):
     model, inputs = qwen
     peft, ours = qwen_with_prefix(model, spread=0.5)
     attention = ours.get_submodule("model.language_model.layers.0.self_attn")
-    from peft_mllm import attention as port
+    from peft_mllm.attention import port
 
     seen = {}
     original = port._backend_function

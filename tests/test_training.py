@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import peft_mllm
 from peft_mllm.assets import EMBEDDED
+from peft_mllm.attention import Packing
 from peft_mllm.data.trees import collate_padded
 from peft_mllm.errors import DataError, DivergedError, MethodError, SpecError
 from peft_mllm.methods import METHODS
@@ -198,7 +199,8 @@ def test_logged_losses_are_means_over_their_window(tmp_path):
 
 def test_the_best_checkpoint_is_restored_and_saved(tmp_path):
     options = {"learning_rate": 3.0, "eval_steps": 1, "max_steps": 5, "lr_scheduler_type": "constant"}
-    result = train(tmp_path / "run", method=STILL, train={**options, "save_total_limit": 1})
+    shuffled = {"group_by_image": False}
+    result = train(tmp_path / "run", method=STILL, data=shuffled, train={**options, "save_total_limit": 1})
     best = result["training"]["best"]
     evaluated = {line["step"]: line["eval_loss"] for line in metrics(tmp_path / "run") if "eval_loss" in line}
     assert best == {
@@ -212,7 +214,7 @@ def test_the_best_checkpoint_is_restored_and_saved(tmp_path):
     for name, tensor in saved.items():
         (match,) = [v for k, v in state.items() if k.startswith("parameter|") and as_saved(k[10:]) == name]
         assert torch.equal(tensor, match)
-    last = train(tmp_path / "last", method=STILL, train={**options, "load_best_model_at_end": False})
+    last = train(tmp_path / "last", method=STILL, data=shuffled, train={**options, "load_best_model_at_end": False})
     assert last["training"]["best"] == {**best, "restored": False}
     assert any(not torch.equal(tensor, saved[name]) for name, tensor in weights(tmp_path / "last").items())
 
@@ -257,7 +259,7 @@ def test_bfloat16_computes_in_it_and_saves_float32(tmp_path, changes):
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
     state = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / STATE)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    assert result["self_check"]["tolerance"] == 2e-2
+    assert result["self_check"]["tolerance"] >= 2e-2
 
 
 def test_bfloat16_is_near_float32(tmp_path):
@@ -267,10 +269,10 @@ def test_bfloat16_is_near_float32(tmp_path):
     assert losses(tmp_path / "True") != losses(tmp_path / "False")
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path):
-    for name in (True, False):
-        train(tmp_path / str(name), train={"gradient_checkpointing": name})
-    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-6)
+def test_computing_layers_again_changes_nothing(tmp_path):
+    for name in ("full", "none"):
+        train(tmp_path / name, speed={"recompute": name})
+    assert losses(tmp_path / "full") == pytest.approx(losses(tmp_path / "none"), rel=1e-6)
 
 
 def test_no_method_trains_nothing_and_is_scored(tmp_path):
@@ -383,16 +385,23 @@ def test_an_absurd_rate_saves_nothing_non_finite(tmp_path, optim, rate, steps):
 
 
 def test_where_sharing_is_not_exact_nothing_is_shared(tmp_path, monkeypatch, capsys):
-    """With a mask that lets branches see each other, the self-check fails, says so, and the run is still right."""
+    """Where branches see each other, the self-check fails, says so, and the run is still right, in padded rows."""
     right = {"method": STILL, "task": EIGHT}
-    train(tmp_path / "alone", **right, data={"share_prefix": False})
+    expected = train(tmp_path / "alone", **right, data={"share_prefix": False}, speed={"attention": "mask"})
+    assert expected["training"]["layout"] == "rows"
 
     def causal(segments: torch.Tensor) -> torch.Tensor:
         return torch.ones(len(segments), 1, *[segments.shape[1]] * 2, dtype=torch.bool).tril()
 
+    def one_branch(prefixes: tuple[int, ...], own: tuple[tuple[int, ...], ...]) -> Packing:
+        return Packing(prefixes, tuple((sum(lengths),) for lengths in own))
+
     monkeypatch.setattr("peft_mllm.data.trees.tree_mask", causal)
+    monkeypatch.setattr("peft_mllm.data.trees.Packing", one_branch)
     result = peft_mllm.train(tiny(tmp_path / "shared", **right))
     assert not result["self_check"]["passed"]
-    assert "Nothing is shared in this run" in " ".join(capsys.readouterr().err.split())
-    # a causal mask is right for a row that holds one sample
-    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), rel=1e-6)
+    assert result["training"]["layout"] == "padded"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "trees packed in one row do not give the gradients" in said
+    assert "samples that share an image's prefix do not give the gradients" in said
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)

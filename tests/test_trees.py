@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import peft_mllm.data.trees as trees_module
 import tiny
-from peft_mllm.attention import tree_mask
+from peft_mllm.attention import Packing, tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
+from peft_mllm.data.supply import Supply
 from peft_mllm.data.trees import collate, collate_padded, plant
 from peft_mllm.exactness import self_check
 from peft_mllm.models import MODELS
@@ -247,9 +248,17 @@ def test_padded_rows_hold_the_same(samples, left):
 # The self-check
 
 
-def test_the_self_check_passes_where_sharing_is_exact():
-    tuned = with_heads(tiny.tune("lora", dropout=0.3))
-    check = self_check(tuned, tiny.samples(tuned.family), pad_id=0)
+def checked(tuned, layout):
+    supply = Supply((), tuned.family.encode, tuned.family.pixels, 0, layout, share=True)
+    return self_check(tuned, tiny.samples(tuned.family), supply)
+
+
+every_layout = pytest.mark.parametrize("layout", ["packed", "rows"])
+
+
+@every_layout
+def test_the_self_check_passes_where_sharing_is_exact(layout):
+    check = checked(with_heads(tiny.tune("lora", dropout=0.3)), layout)
     assert check.passed
     assert check.samples == 9
     assert check.shared_tokens > 100
@@ -261,34 +270,43 @@ def test_the_self_check_finds_a_wrong_mask(monkeypatch, name):
         return torch.ones(len(segments), 1, *[segments.shape[1]] * 2, dtype=torch.bool).tril()
 
     monkeypatch.setattr(trees_module, "tree_mask", causal)
-    tuned = with_heads(tiny.tune(name))
-    assert not self_check(tuned, tiny.samples(tuned.family), pad_id=0).passed
+    assert not checked(with_heads(tiny.tune(name)), "rows").passed
 
 
-def test_the_self_check_finds_wrong_positions(monkeypatch):
-    tuned = with_heads(tiny.tune("lora"))
-    right = trees_module.collate
-
-    def counted_on(trees, **how):
-        batch = right(trees, **how)
-        return replace(batch, position_ids=torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids))
-
-    monkeypatch.setattr("peft_mllm.exactness.collate", counted_on)
-    assert not self_check(tuned, tiny.samples(tuned.family), pad_id=0).passed
+@pytest.mark.parametrize("name", ["lora", "ia3", "prefix"])
+def test_the_self_check_finds_a_wrong_packing(monkeypatch, name):
+    one_branch = lambda prefixes, own: Packing(prefixes, tuple((sum(lengths),) for lengths in own))  # noqa: E731
+    monkeypatch.setattr(trees_module, "Packing", one_branch)
+    assert not checked(with_heads(tiny.tune(name)), "packed").passed
 
 
-def test_the_self_check_holds_at_the_very_start_of_every_method():
+@every_layout
+def test_the_self_check_finds_wrong_positions(monkeypatch, layout):
+    right = trees_module._laid_out
+
+    def counted_on(*args):
+        batch, segments = right(*args)
+        positions = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
+        return replace(batch, position_ids=positions), segments
+
+    monkeypatch.setattr(trees_module, "_laid_out", counted_on)
+    assert not checked(with_heads(tiny.tune("lora")), layout).passed
+
+
+@every_layout
+def test_the_self_check_holds_at_the_very_start_of_every_method(layout):
     """Before the first step LoRA's A has no gradient, since B is zero: the check must still mean something."""
     for name, options in tiny.method_cases():
         tuned = tiny.tune(name, **options)
-        if tuned.trees and tuned.trainable():
-            check = self_check(tuned, tiny.samples(tuned.family), pad_id=0)
+        if tuned.packs and tuned.trainable():
+            check = checked(tuned, layout)
             assert check.passed, (name, check)
 
 
-def test_the_self_check_leaves_no_gradient_and_no_state():
+@every_layout
+def test_the_self_check_leaves_no_gradient_and_no_state(layout):
     tuned = with_heads(tiny.tune("lora"))
-    self_check(tuned, tiny.samples(tuned.family), pad_id=0)
+    checked(tuned, layout)
     assert all(p.grad is None for p in tuned.base.parameters())
 
 

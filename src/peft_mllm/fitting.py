@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peft_mllm.anatomy import Part
 from peft_mllm.data.encode import Sample
 from peft_mllm.data.plan import Plan
-from peft_mllm.data.supply import Supply, account_of
+from peft_mllm.data.supply import Layout, Supply, account_of
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import MethodError
 from peft_mllm.evaluation import pad_token
-from peft_mllm.exactness import SelfCheck, self_check, telling
+from peft_mllm.exactness import SelfCheck, layouts, proven, telling
 from peft_mllm.matrix.known import KEEPS
+from peft_mllm.memory.plan import MemoryPlan
+from peft_mllm.memory.prepare import available_to, plan_run
+from peft_mllm.memory.relief import Relief
 from peft_mllm.optimizer import make_optimizer, make_schedule
 from peft_mllm.progress import Progress, curve_steps
 from peft_mllm.provenance import data_fingerprint
+from peft_mllm.recompute import set_recompute
 from peft_mllm.record import Record
 from peft_mllm.rundir import RunDir
 from peft_mllm.screen import Screen
@@ -29,6 +33,8 @@ from peft_mllm.training import Job, load_best, train
 from peft_mllm.tuned import Tuned
 from peft_mllm.world import World
 
+QUESTIONS_PER_IMAGE = 1.5
+"""From so many on, on average, `group_by_image: auto` keeps the samples of an image together."""
 SELF_CHECK_SAMPLES = 8
 """Compared at the start of training: enough for a tree or two, few enough to cost nothing."""
 
@@ -41,7 +47,9 @@ class Fitted:
         progress: how far it came, and what it took.
         plan: its order.
         restored: whether the model has the weights of its lowest validation loss, which are not the last.
-        check: of sharing; None where nothing is shared.
+        layout: how samples lay in batches.
+        memory: how steps were computed so that they fit.
+        check: that it is exact; None where there is nothing to prove.
         data: the account of what was read.
         curve: the steps whose checkpoints are to be scored.
     """
@@ -49,6 +57,8 @@ class Fitted:
     progress: Progress
     plan: Plan
     restored: bool
+    layout: Layout
+    memory: MemoryPlan
     check: SelfCheck | None
     data: dict[str, Any]
     curve: tuple[int, ...]
@@ -63,7 +73,12 @@ class Fitted:
         """What training took, for result.json."""
         return {
             "data": {"train": self.data},
-            "training": training_json(self.progress, self.plan, restored=self.restored),
+            "training": {
+                **training_json(self.progress, self.plan, restored=self.restored),
+                "layout": self.layout,
+                "group_by_image": self.plan.groups is not None,
+            },
+            "plan": self.memory.to_json(),
             "self_check": asdict(self.check) | {"passed": self.check.passed} if self.check else None,
         }
 
@@ -119,11 +134,7 @@ class Fitting:
             MethodError: the method would make the model lose something of its input.
         """
         self._refuse_losing(tuned)
-        supply = self._supply(tuned, self.train.records)
-        validation = self._supply(tuned, self.validation.records) if self.validation else None
-        check = self._check_sharing(tuned, supply)
-        if check is not None and not check.passed:
-            supply, validation = supply.unshared(), validation.unshared() if validation else None
+        supply, check = self._proven(tuned)
         spec, curve = self.spec.train, self.spec.curve
         plan = Plan(
             size=len(supply.records),
@@ -132,6 +143,9 @@ class Fitting:
             seed=self.spec.seed,
             groups=self._groups(supply.records),
         )
+        memory = self._fit_into_memory(tuned, supply, plan)
+        supply = replace(supply, tokens=memory.micro_batch_tokens)
+        validation = replace(supply, records=self.validation.records) if self.validation else None
         total = spec.max_steps if spec.max_steps > 0 else math.ceil(spec.num_train_epochs * plan.steps_per_epoch)
         optimizer = make_optimizer(tuned.trainable(), tuned.family.anatomy, rates, spec)
         trackers = Trackers(spec.report_to, directory=self.run.path, main=self.world.is_main, title=self.spec.title)
@@ -148,7 +162,7 @@ class Fitting:
                 schedule=make_schedule(optimizer, spec, total),
                 plan=plan,
                 total_steps=total,
-                make_batch=supply.batch,
+                make_batches=supply.batches,
                 validation=self._batches(validation),
                 spec=spec,
                 seed=self.spec.seed,
@@ -157,12 +171,14 @@ class Fitting:
                 log=trackers.log,
                 show=show,
                 stop=self.stop,
+                relief=self._relief(tuned, supply, memory),
                 wanted=lambda progress: curve_steps(progress, curve, plan.steps_per_epoch),
             )
             progress = train(job)
             restored = load_best(job, progress)
         steps = tuple(curve_steps(progress, curve, plan.steps_per_epoch))
-        return Fitted(progress, plan, restored, check, self._account(), steps)
+        set_recompute(tuned.base, tuned.family.anatomy, "none")
+        return Fitted(progress, plan, restored, supply.layout, memory, check, self._account(), steps)
 
     def _account(self) -> dict[str, Any]:
         """What was read, and what became of it."""
@@ -187,37 +203,52 @@ class Fitting:
                 f"{', '.join(told)} of its image tokens by that, silently. {KEEPS}"
             )
 
-    def _supply(self, tuned: Tuned, records: Sequence[Record]) -> Supply:
-        return Supply(
-            records=records,
+    def _proven(self, tuned: Tuned) -> tuple[Supply, SelfCheck | None]:
+        """The training data in the quickest layout that is exact on this model, and the proof."""
+        supply = Supply(
+            records=self.train.records,
             encode=self.encode,
             pixels=tuned.family.pixels,
             pad_id=pad_token(tuned),
-            trees=tuned.trees,
+            layout="padded",
             share=self.spec.data.share_prefix,
+        )
+        samples = [self.encode(record) for record in telling(self.train.records, SELF_CHECK_SAMPLES)]
+        return proven(tuned, supply, samples, layouts(tuned, self.spec), note=self.screen.note)
+
+    def _fit_into_memory(self, tuned: Tuned, supply: Supply, order: Plan) -> MemoryPlan:
+        """Decide how a step is computed, say so, and let the model compute so; the same in all processes."""
+        plan = None
+        if self.world.is_main:
+            there = available_to(tuned, tuned.device, processes=self.world.size)
+            plan = plan_run(tuned, supply, order, self.spec, device=tuned.device, dtype=None, available=there)
+            for line in plan.in_words():
+                self.screen.note(line)
+        plan = self.world.share(plan)
+        assert plan is not None, "the main process has made one"
+        set_recompute(tuned.base, tuned.family.anatomy, plan.policy)
+        return plan
+
+    def _relief(self, tuned: Tuned, supply: Supply, memory: MemoryPlan) -> Relief:
+        """What is done where a step does not fit all the same."""
+        return Relief(
+            relay=lambda indices, tokens: replace(supply, tokens=tokens).batches(indices),
+            recompute=lambda policy: set_recompute(tuned.base, tuned.family.anatomy, policy),
+            note=self.screen.note,
+            policy=memory.policy,
         )
 
     def _batches(self, supply: Supply | None) -> Callable[[], Iterator[Batch]] | None:
         if supply is None:
             return None
         size = self.spec.train.per_device_eval_batch_size
-        return lambda: supply.batches(size, rank=self.world.rank, world_size=self.world.size)
+        return lambda: supply.all(size, rank=self.world.rank, world_size=self.world.size)
 
     def _groups(self, records: Sequence[Record]) -> tuple[tuple[str, ...], ...] | None:
-        if not self.spec.data.group_by_image:
+        """What keeps samples of one image together; None where they are to be shuffled one by one."""
+        wanted = self.spec.data.group_by_image
+        if wanted is False:
             return None
-        return tuple(tuple(image.key for image in record.images) or (record.id,) for record in records)
-
-    def _check_sharing(self, tuned: Tuned, supply: Supply) -> SelfCheck | None:
-        """Prove on this model and data that sharing is exact; None where nothing is to be shared."""
-        if not (supply.trees and supply.share):
-            return None
-        samples = [supply.encode(record) for record in telling(supply.records, SELF_CHECK_SAMPLES)]
-        check = self_check(tuned, samples, pad_id=supply.pad_id)
-        if check is not None and not check.passed:
-            self.screen.note(
-                f"WARNING: on this model, samples that share an image's prefix do not give the gradients of samples "
-                f"one by one: they differ by {check.gradient:.1e}, where {check.tolerance:.0e} is rounding. Nothing is "
-                "shared in this run, which is right but slower. Please report this."
-            )
-        return check
+        groups = tuple(tuple(image.key for image in record.images) or (record.id,) for record in records)
+        pays = len(groups) >= QUESTIONS_PER_IMAGE * len(set(groups))
+        return groups if wanted is True or pays else None

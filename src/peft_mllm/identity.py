@@ -61,7 +61,7 @@ def state_of(model: PreTrainedModel, decoder: PreTrainedModel) -> str:
         total.update(f"{name} {type(module).__qualname__} {_hooks(module)}".encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_checksums(tensor)}".encode())
-    total.update(canonical_json([model.config.to_dict(), decoder.config._attn_implementation, backend_of(decoder)]))
+    total.update(canonical_json([model.config.to_dict(), backend_of(decoder)]))
     return total.hexdigest()
 
 

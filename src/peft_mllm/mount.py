@@ -15,7 +15,7 @@ from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
-from peft_mllm.attention import disconnect_prefix, uses_prefix_port
+from peft_mllm.attention import close_port, disconnect_prefix
 from peft_mllm.identity import state_of
 from peft_mllm.models.base import Family
 from peft_mllm.provenance import weights_fingerprint
@@ -77,8 +77,8 @@ def take_off(tuned: Tuned) -> PreTrainedModel:
     model, base = tuned.model, tuned.base
     if not isinstance(model, PeftModel):
         return base
-    if uses_prefix_port(model):
-        disconnect_prefix(base, tuned.family.anatomy)
+    disconnect_prefix(tuned.decoder)
+    close_port(base, tuned.family.anatomy)
     for name, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, module.original_module)

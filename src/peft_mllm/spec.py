@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 Tuning = Literal["frozen", "tuned"]
 ConnectorTuning = Literal["frozen", "tuned", "released"]
@@ -77,8 +77,9 @@ class DataSpec(Frozen):
     """What is learned: the answers, or all that the model's authors supervised (Qwen-VL: turn markers too)."""
     share_prefix: bool = True
     """Samples with one image are branches of one tree: the image is computed once, gradients stay equal."""
-    group_by_image: bool = False
-    """Keep the samples of one image in one micro-batch; off, samples are shuffled one by one."""
+    group_by_image: bool | Literal["auto"] = "auto"
+    """Keep the samples of one image together, so that it is computed once; false shuffles samples one by one. `auto`
+    keeps them where the training data has 1.5 samples to an image or more."""
 
 
 class GenerationSpec(Frozen):
@@ -169,8 +170,6 @@ class TrainSpec(Frozen):
     """Gradients are clipped to this norm; 0 is no clipping."""
     bf16: bool = False
     """Compute in bfloat16 by autocast; trained parameters stay float32."""
-    gradient_checkpointing: bool = False
-    """Recompute the decoder's layers in the backward pass (non-reentrant): less memory, more time."""
     logging_steps: int = Field(default=10, ge=1)
     """Steps between two lines of metrics.jsonl."""
     eval_strategy: Strategy = "epoch"
@@ -205,6 +204,24 @@ class TrainSpec(Frozen):
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
+class SpeedSpec(Frozen):
+    """How a run is computed. Nothing here changes what comes out, but for rounding: a run's identity has none of it."""
+
+    attention: Literal["auto", "mask"] = "auto"
+    """`auto` computes trees without a mask where the model allows it; `mask` always by a four-dimensional mask."""
+    recompute: Literal["auto", "none", "selective", "full", "offload"] | PositiveInt = "auto"
+    """What of the decoder is computed again in the backward pass, to save memory: nothing, the layers' MLPs
+    (`selective`), all layers (`full`), or one layer of so many (a number); with `offload` it waits in main memory.
+    `auto` is the quickest that fits."""
+    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
+    """Tokens computed at once, at most, padding included; `auto` is what fits, up to a whole micro-batch."""
+    vision_cache: str | None = None
+    """Directory for what a frozen vision tower makes of each image, shared by runs; None keeps nothing, but in a study,
+    whose runs share one in its folder."""
+    vision_cache_gb: float = Field(default=50.0, ge=0)
+    """Gigabytes that this directory may hold, where what was not used for longest makes room; 0 keeps nothing."""
+
+
 class Spec(Frozen):
     """One run: base model, method, parts, task, training, and what to evaluate."""
 
@@ -223,6 +240,7 @@ class Spec(Frozen):
     retention: RetentionSpec = Field(default_factory=RetentionSpec)
     curve: CurveSpec = Field(default_factory=CurveSpec)
     train: TrainSpec = Field(default_factory=TrainSpec)
+    speed: SpeedSpec = Field(default_factory=SpeedSpec)
     seed: int = Field(default=42, ge=0)
     output_dir: str
     name: str | None = None
@@ -239,6 +257,15 @@ class Spec(Frozen):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} would be scored twice (the task itself always is)")
+        return self
+
+    @model_validator(mode="after")
+    def _a_tower_that_stays(self) -> Spec:
+        if self.speed.vision_cache is not None and self.vision == "tuned":
+            raise ValueError(
+                "speed.vision_cache keeps what a frozen vision tower makes of images, and vision is tuned: what it "
+                "makes changes with every step. Leave speed.vision_cache out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -272,6 +299,7 @@ class Spec(Frozen):
             exclude={
                 "output_dir": True,
                 "name": True,
+                "speed": True,
                 "train": {"report_to", "logging_steps", "dataloader_num_workers"},
             },
         )

@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from peft_mllm.attention import backend_of, uses_prefix_port
+from peft_mllm.attention import prefix_off
 from peft_mllm.errors import MethodError
 
 MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -37,7 +37,7 @@ def switched_off(model: PeftModel | PreTrainedModel, decoder: PreTrainedModel) -
         raise MethodError(f"The adapter cannot be switched off: {moved}, so what is left is not the base.")
     trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with model.disable_adapter(), _whole_parts_off(model), _prefix_off(model, decoder):
+        with model.disable_adapter(), _whole_parts_off(model), prefix_off(decoder):
             yield
     finally:
         for parameter, trained in trains:
@@ -66,17 +66,3 @@ def _whole_parts_off(model: PeftModel) -> Iterator[None]:
     finally:
         for wrapper in wrappers:
             wrapper.enable_adapters(True)
-
-
-@contextmanager
-def _prefix_off(model: PeftModel, decoder: PreTrainedModel) -> Iterator[None]:
-    """Let a decoder's attention pass by the prefix port."""
-    if not uses_prefix_port(model):
-        yield
-        return
-    port = decoder.config._attn_implementation
-    decoder.set_attn_implementation(backend_of(decoder))
-    try:
-        yield
-    finally:
-        decoder.set_attn_implementation(port)

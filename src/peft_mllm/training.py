@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import RESUME, DiskError, DivergedError, Interrupted
+from peft_mllm.memory.relief import Relief
 from peft_mllm.optimizer import flat_state, load_flat_state
 from peft_mllm.progress import Progress, StepResult
 from peft_mllm.rundir import START_AGAIN, Checkpoint, RunDir, checkpoint_name, verify
@@ -30,8 +31,8 @@ from peft_mllm.tuned import Tuned
 from peft_mllm.world import World
 
 STATE = "state.safetensors"
-MakeBatch = Callable[[Sequence[int]], Batch]
-"""Sample indices to a batch."""
+MakeBatches = Callable[[Sequence[int]], list[Batch]]
+"""Indices of a micro-batch's samples to what is computed at once: one batch, or several where one is too large."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Job:
         schedule: step -> factor on the peak learning rates.
         plan: the order of the samples.
         total_steps: where training ends.
-        make_batch: training samples to a micro-batch.
+        make_batches: training samples to what is computed at once.
         validation: makes the validation batches of this process, anew at each evaluation; None without a split.
         spec: the options of training.
         seed: of the run.
@@ -53,6 +54,7 @@ class Job:
         log: called with each line of metrics.jsonl; for trackers.
         show: called after each step with its number, loss and tokens per second; for the progress bar.
         stop: whether somebody asked to stop; polled after each step.
+        relief: computes a step's gradients, in smaller parts where memory runs out.
         wanted: the evaluated steps so far whose checkpoints will be used after training, beside the best.
     """
 
@@ -61,7 +63,7 @@ class Job:
     schedule: Callable[[int], float]
     plan: Plan
     total_steps: int
-    make_batch: MakeBatch
+    make_batches: MakeBatches
     validation: Callable[[], Iterator[Batch]] | None
     spec: TrainSpec
     seed: int
@@ -70,6 +72,7 @@ class Job:
     log: Callable[[dict[str, Any]], None]
     show: Callable[[int, float, float], None]
     stop: Callable[[], bool]
+    relief: Relief
     wanted: Callable[[Progress], Collection[int]] = lambda progress: ()
     parameters: dict[str, nn.Parameter] = field(init=False)
 
@@ -83,12 +86,17 @@ def train_step(job: Job, step: int, batches: Sequence[Batch]) -> StepResult:
     tokens, answers, sequence_tokens, images = map(int, world.sum(*_counted(batches)))
     for group in job.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * job.schedule(step)
-    losses = []
-    for number, batch in enumerate(batches):
-        # dropout is a function of step and micro-batch: resuming and splitting change nothing
-        torch.manual_seed(derive(job.seed, "dropout", step, number * world.size + world.rank))
-        losses.append(job.tuned.answer_losses(batch.to(job.tuned.device)))  # (A,)
-        (losses[-1].sum() / answers).backward()
+
+    def gradients(of: Sequence[Batch]) -> list[Tensor]:
+        losses = []
+        for batch in of:
+            # dropout is a function of step and samples: resuming changes nothing, nor does the number of processes
+            torch.manual_seed(derive(job.seed, "dropout", step, batch.sample_ids[0]))
+            losses.append(job.tuned.answer_losses(batch.to(job.tuned.device)))  # (A,)
+            (losses[-1].sum() / answers).backward()
+        return losses
+
+    batches, losses = job.relief.compute(gradients, batches, lambda: _samples(job, step), job.optimizer.zero_grad)
     world.sum_gradients(params)
     loss = world.sum(sum(each.detach().double().sum().item() for each in losses) / answers)[0]
     norm = nn.utils.clip_grad_norm_(params, job.spec.max_grad_norm or float("inf")).item()
@@ -143,14 +151,18 @@ def _steps(job: Job, start: int) -> Iterator[list[Batch]]:
     """This process's micro-batches of each step from `start` on."""
 
     def batches(step: int) -> list[Batch]:
-        mine = job.plan.step(step)[job.world.rank :: job.world.size]
-        return [job.make_batch(samples) for samples in mine]
+        return [batch for samples in _samples(job, step) for batch in job.make_batches(samples)]
 
     workers = job.spec.dataloader_num_workers
     loader: DataLoader[list[Batch]] = DataLoader(
         _Mapped(batches), sampler=range(start, job.total_steps), batch_size=None, num_workers=workers
     )
     yield from loader
+
+
+def _samples(job: Job, step: int) -> list[list[int]]:
+    """The samples of each of this process's micro-batches of a step."""
+    return job.plan.step(step)[job.world.rank :: job.world.size]
 
 
 class _Mapped(torch.utils.data.Dataset[list[Batch]]):

@@ -22,13 +22,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peft_mllm.anatomy import PARTS, Part
-from peft_mllm.attention import TREE_BACKENDS, additive, backend_of, connect_prefix, uses_prefix_port
+from peft_mllm.attention import (
+    TREE_BACKENDS,
+    Packing,
+    additive,
+    backend_of,
+    connect_prefix,
+    open_port,
+    port_of,
+    uses_prefix_port,
+)
 from peft_mllm.card import adapter_card
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import MethodError, ModelError
+from peft_mllm.lean import lean_of
 from peft_mllm.methods.base import Method
 from peft_mllm.models.base import Family
 from peft_mllm.quantization import check_attached, check_trains, size_of
+from peft_mllm.recompute import Recompute, set_recompute
 from peft_mllm.switch import switched_off
 
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
@@ -72,15 +83,25 @@ class Tuned:
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Logits (A, V) that predict the batch's answer tokens; none are computed elsewhere."""
+        inputs = self._inputs(batch)
+        if self._through_base:
+            inputs |= {"position_ids": batch.position_ids, "use_cache": False}
+            return self.logits_at(batch.rows, batch.columns, packing=batch.packing, **inputs)
         with self._precision():
-            if not self._through_base:
-                logits = self.model(**self._inputs(batch)).logits
-                widened = logits.shape[1] - batch.input_ids.shape[1]  # virtual tokens stand in front
-                return logits[batch.rows, batch.columns + widened]
-            hidden = self.base.base_model(
-                **self._inputs(batch), position_ids=batch.position_ids, use_cache=False
-            ).last_hidden_state
-            return self.family.logits(hidden[batch.rows, batch.columns])
+            logits = self.model(**inputs).logits
+        widened = logits.shape[1] - batch.input_ids.shape[1]  # virtual tokens stand in front
+        return logits[batch.rows, batch.columns + widened]
+
+    def logits_at(self, rows: Tensor, columns: Tensor, *, packing: Packing | None = None, **inputs: Any) -> Tensor:
+        """Logits (A, V) at places of one forward of the base; its own arguments, and how its row is packed if it is."""
+        self._announce(packing)
+        lean = lean_of(self.decoder)
+        if lean is not None:
+            lean.answers = rows, columns
+        with self._precision():
+            hidden = self.base.base_model(**inputs).last_hidden_state
+            trimmed = lean is not None and lean.trimmed
+            return self.family.logits(hidden[0] if trimmed else hidden[rows, columns])
 
     def answer_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy (A,) of each answer token, in float32."""
@@ -94,10 +115,16 @@ class Tuned:
         """
         assert self.takes_padding or len(batch.input_ids) == 1, "ask these prompts one by one"
         asked = self.base if self._through_base else self.model
+        self._announce(batch.packing)
         with self._precision(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Position ids are not supported")
             sequences = asked.generate(**self._inputs(batch), **options)
         return sequences[:, batch.input_ids.shape[1] :]
+
+    @property
+    def packs(self) -> bool:
+        """Whether the trees of a batch may lie in one row: their layers ask our port, whatever the backend."""
+        return self.family.trees and self._through_base and port_of(self.decoder) is not None
 
     @property
     def takes_padding(self) -> bool:
@@ -109,11 +136,17 @@ class Tuned:
         """Whether the base's own forward has the method in it; peft's prompt methods act in PeftModel's."""
         return not _acts_in_peft_model(self.model)
 
-    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
         mask = batch.attention_mask
         if mask.ndim == 4 and backend_of(self.decoder) == "eager":
             mask = additive(mask, torch.bfloat16 if self.bf16 else self.base.dtype)
         return {"input_ids": batch.input_ids, "attention_mask": mask, **batch.pixels, **batch.extras}
+
+    def _announce(self, packing: Packing | None) -> None:
+        """Tell the attention how the next forward's row is packed, if it is; it holds until the one after."""
+        port = port_of(self.decoder)
+        if port is not None:
+            port.packing = packing
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -149,7 +182,7 @@ def attach(
     connector: bool = False,
     vision: bool = False,
     bf16: bool = False,
-    gradient_checkpointing: bool = False,
+    recompute: Recompute = "none",
 ) -> Tuned:
     """Freeze the base, attach a method, and open the parts that are to be tuned.
 
@@ -189,9 +222,7 @@ def attach(
         tuned = _connected(family, model, bf16=bf16)
     for parameter in tuned.trainable().values():
         parameter.data = parameter.data.float()
-    if gradient_checkpointing:
-        # after attaching: peft refuses a prefix on a model that checkpoints already, but ours goes another way
-        tuned.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    set_recompute(tuned.base, anatomy, recompute)
     return tuned
 
 
@@ -258,6 +289,7 @@ def _connected(family: Family, model: PeftModel | PreTrainedModel, *, bf16: bool
         base = connect_prefix(model, family.anatomy)
     else:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
+        open_port(base, family.anatomy)
     backend = backend_of(base.get_submodule(family.anatomy.llm))
     trees = family.trees and backend in TREE_BACKENDS and not _acts_in_peft_model(model)
     return Tuned(family=family, model=model, base=base, trees=trees, bf16=bf16)

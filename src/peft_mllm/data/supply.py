@@ -3,55 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from peft_mllm.data.check import Length, Report
 from peft_mllm.data.encode import Sample
-from peft_mllm.data.trees import Batch, Pixels, collate, collate_padded, plant
+from peft_mllm.data.seeing import Pixels
+from peft_mllm.data.trees import Batch, Tree, collate, collate_padded, cut, pack, plant
 from peft_mllm.errors import DataError
 from peft_mllm.record import Record
 
 Encode = Callable[[Record], Sample]
+Layout = Literal["packed", "rows", "padded"]
+"""How samples lie in a batch: trees in one row without padding, a tree in each row with a mask, a sample in each."""
 SHOWN = 20
 """Over-long samples that a message lists."""
 
 
 @dataclass(frozen=True)
 class Supply:
-    """Makes batches of records, as trees or as padded rows.
+    """Makes batches of records.
 
     Attributes:
         records: where samples come from.
         encode: a family's encoding.
         pixels: a family's image preparation.
         pad_id: token id under padding.
-        trees: whether the model takes trees at all.
+        layout: what the model takes.
         share: whether samples with one image share its prefix.
+        tokens: that are computed at once, at most, where one sample is not longer; None is no limit.
     """
 
     records: Sequence[Record]
     encode: Encode
     pixels: Pixels
     pad_id: int
-    trees: bool
+    layout: Layout
     share: bool
+    tokens: int | None = None
 
-    def unshared(self) -> Supply:
-        """The same, with every sample in a tree of its own."""
-        return replace(self, share=False)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """The batch of these records."""
+    def batches(self, indices: Sequence[int]) -> list[Batch]:
+        """These records in as few batches as the limit of tokens allows."""
         samples = [self.encode(self.records[i]) for i in indices]
-        if not self.trees:
-            return collate_padded(samples, pixels=self.pixels, pad_id=self.pad_id)
-        return collate(plant(samples, share=self.share), pixels=self.pixels, pad_id=self.pad_id)
+        return [self.lay(trees) for trees in self._within(plant(samples, share=self.share and self.layout != "padded"))]
 
-    def batches(self, size: int, *, rank: int, world_size: int) -> Iterator[Batch]:
-        """All records in order, `size` at a time; every `world_size`-th batch from `rank` on."""
+    def lay(self, trees: Sequence[Tree]) -> Batch:
+        """One batch of these trees."""
+        if self.layout == "padded":
+            samples = [sample for tree in trees for sample in tree.samples]
+            return collate_padded(samples, pixels=self.pixels, pad_id=self.pad_id)
+        lay = pack if self.layout == "packed" else collate
+        return lay(trees, pixels=self.pixels, pad_id=self.pad_id)
+
+    def all(self, size: int, *, rank: int, world_size: int) -> Iterator[Batch]:
+        """All records in order, `size` at a time; every `world_size`-th of these parts from `rank` on."""
         for start in range(rank * size, len(self.records), world_size * size):
-            yield self.batch(range(start, min(start + size, len(self.records))))
+            yield from self.batches(range(start, min(start + size, len(self.records))))
+
+    def _within(self, trees: Sequence[Tree]) -> Iterator[list[Tree]]:
+        """The trees in order, as many at a time as the limit of tokens allows; a tree too large is cut in parts."""
+        if self.tokens is None:
+            yield list(trees)
+            return
+        some: list[Tree] = []
+        for part in (part for tree in trees for part in cut(tree, self.tokens)):
+            if some and self._computed([*some, part]) > self.tokens:
+                yield some
+                some = []
+            some.append(part)
+        yield some
+
+    def _computed(self, trees: Sequence[Tree]) -> int:
+        """Tokens that a batch of these trees computes, padding included."""
+        lengths = [tree.length for tree in trees]
+        return sum(lengths) if self.layout == "packed" else len(lengths) * max(lengths)
 
 
 def measure_with(encode: Encode, max_length: int) -> Callable[[Record], Length]:

@@ -3,27 +3,28 @@
     prefix   [system ... USER: image image ... ]        computed once
     branches [question 1 ASSISTANT: answer 1] [question 2 ASSISTANT: answer 2] ...
 
-Each row of a batch is one tree. Branches restart their positions at the prefix's end and do not see each other
-(attention.tree_mask), so losses and gradients equal those of the samples one by one.
+A packed batch is one row of all its trees (`pack`); where a model's attention takes none, each row is one tree with a
+mask (`collate`). Branches restart their positions at the prefix's end and do not see each other, so losses and
+gradients equal those of the samples one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
-from peft_mllm.attention import PADDING, PREFIX, tree_mask
+from peft_mllm.attention import PADDING, PREFIX, Packing, tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
+from peft_mllm.data.seeing import Pixels, arguments_of
 from peft_mllm.record import ImageSource
 
-Pixels = Callable[[Sequence[Sequence[Image]], Tensor], dict[str, Tensor]]
-"""A family's `pixels`: each row's images, and the rows' ids, to keyword arguments of the model's forward."""
+NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+"""Four dimensions, so that transformers makes no mask of its own; nothing reads it where the packing says all."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Tree:
 
     samples: tuple[Sample, ...]
     shared: int
+
+    @property
+    def branched(self) -> bool:
+        """Whether there is anything that is shared."""
+        return self.shared > 0 and len(self.samples) > 1
 
     @property
     def images(self) -> tuple[ImageSource, ...]:
@@ -50,7 +56,7 @@ class Batch:
 
     Attributes:
         input_ids: (R, T).
-        attention_mask: (R, 1, T, T) bool, or (R, T) of ones and zeros for a padded batch.
+        attention_mask: (R, 1, T, T) bool, or (R, T) of ones and zeros for a padded batch; no matter where packed.
         position_ids: (R, T), or (P, R, T) for several axes, or None to let the model count.
         rows, columns: (A,) where the prediction of each answer token is read: the hidden state before it.
         targets: (A,) the answer tokens.
@@ -61,6 +67,7 @@ class Batch:
         tokens: tokens computed, padding left out.
         sequence_tokens: tokens of the samples, each counted whole: what nothing shared would compute.
         images: images of the samples, likewise.
+        packing: where the trees of a packed row lie; R is 1.
     """
 
     input_ids: Tensor
@@ -76,6 +83,7 @@ class Batch:
     tokens: int
     sequence_tokens: int
     images: int
+    packing: Packing | None = None
 
     @property
     def answer_tokens(self) -> int:
@@ -114,6 +122,20 @@ def _tree_or_trees(group: Sequence[Sample]) -> list[Tree]:
     return [Tree(samples=tuple(group), shared=shared)]
 
 
+def cut(tree: Tree, tokens: int) -> Iterator[Tree]:
+    """The tree in parts of at most so many tokens, each with the prefix; a part has at least one sample."""
+    some: list[Sample] = []
+    length = tree.shared
+    for sample in tree.samples:
+        own = len(sample.ids) - tree.shared
+        if some and length + own > tokens:
+            yield replace(tree, samples=tuple(some))
+            some, length = [], tree.shared
+        some.append(sample)
+        length += own
+    yield replace(tree, samples=tuple(some))
+
+
 def _shared(group: Sequence[Sample]) -> int:
     """Length of the common prefix, short of any sample's first learned token."""
     limit = min(_question_length(sample) for sample in group)
@@ -126,60 +148,123 @@ def _question_length(sample: Sample) -> int:
     return next((i for i, label in enumerate(sample.labels) if label != IGNORED), len(sample.ids) - 1)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens `start` to the sample's `stop` at a place of a batch, for the segment that they make there."""
+
+    sample: Sample
+    start: int
+    stop: int
+    row: int
+    column: int
+    segment: int = PREFIX
+
+
 def collate(trees: Sequence[Tree], *, pixels: Pixels, pad_id: int) -> Batch:
-    """Lay trees out as rows, right-padded to the longest.
+    """Lay trees out as rows with a mask, right-padded to the longest.
 
     Args:
         trees: one row each.
         pixels: the family's image preparation.
         pad_id: token id under padding.
     """
-    length = max(tree.length for tree in trees)
-    input_ids = torch.full((len(trees), length), pad_id)
-    segments = torch.full((len(trees), length), PADDING)
-    axes = max(len(sample.positions or (0,)) for tree in trees for sample in tree.samples)
-    position_ids = torch.zeros(axes, len(trees), length, dtype=torch.long)
-    extras = _blank([sample for tree in trees for sample in tree.samples], (len(trees), length))
-    answers: list[tuple[int, int, int, int]] = []  # row, column, target, owner
-    sample_ids: list[str] = []
+    pieces: list[list[_Piece]] = []
     for row, tree in enumerate(trees):
-        shared = tree.shared
-        input_ids[row, :shared] = torch.tensor(tree.samples[0].ids[:shared])
-        segments[row, :shared] = PREFIX
-        position_ids[:, row, :shared] = _positions(tree.samples[0])[:, :shared]
-        for name, values in tree.samples[0].extras.items():
-            extras[name][row, :shared] = torch.tensor(values[:shared])
-        start = shared
+        prefix, end = _Piece(tree.samples[0], 0, tree.shared, row, 0), tree.shared
         for branch, sample in enumerate(tree.samples):
-            end = start + len(sample.ids) - shared
-            input_ids[row, start:end] = torch.tensor(sample.ids[shared:])
-            segments[row, start:end] = branch
-            position_ids[:, row, start:end] = _positions(sample)[:, shared:]
-            for name, values in sample.extras.items():
-                extras[name][row, start:end] = torch.tensor(values[shared:])
-            for i, label in enumerate(sample.labels):
-                if label != IGNORED:
-                    # a branch's first token is predicted by the prefix's last
-                    column = i - 1 if i - 1 < shared else start + i - 1 - shared
-                    answers.append((row, column, label, len(sample_ids)))
-            sample_ids.append(sample.id)
-            start = end
-    rows, columns, targets, owners = torch.tensor(answers).reshape(-1, 4).unbind(1)
-    return Batch(
+            own = _Piece(sample, tree.shared, len(sample.ids), row, end, branch)
+            pieces.append([prefix, own])
+            end += own.stop - own.start
+    shape = len(trees), max(tree.length for tree in trees)
+    batch, segments = _laid_out(pieces, shape, [tree.images for tree in trees], pixels, pad_id)
+    return replace(batch, attention_mask=tree_mask(segments))
+
+
+def pack(trees: Sequence[Tree], *, pixels: Pixels, pad_id: int) -> Batch:
+    """Lay trees out in one row without padding: all prefixes, then all branches (attention.packing).
+
+    A sample alone is a prefix without branches.
+    """
+    branched = [tree for tree in trees if tree.branched]
+    alone = [sample for tree in trees if not tree.branched for sample in tree.samples]
+    prefixes = [(tree.samples[0], tree.shared) for tree in branched] + [(sample, len(sample.ids)) for sample in alone]
+    column, begun = 0, []
+    for sample, length in prefixes:
+        begun.append(_Piece(sample, 0, length, 0, column))
+        column += length
+    pieces: list[list[_Piece]] = []
+    for tree, prefix in zip(branched, begun, strict=False):
+        for sample in tree.samples:
+            own = _Piece(sample, tree.shared, len(sample.ids), 0, column, len(pieces))
+            pieces.append([prefix, own])
+            column += own.stop - own.start
+    pieces += [[piece] for piece in begun[len(branched) :]]
+    images = [image for sample, _ in prefixes for image in sample.images]
+    batch, _ = _laid_out(pieces, (1, column), [images], pixels, pad_id)
+    own_lengths = [[len(sample.ids) - tree.shared for sample in tree.samples] for tree in branched]
+    packing = Packing(tuple(length for _, length in prefixes), tuple(map(tuple, own_lengths)))
+    return replace(batch, packing=packing)
+
+
+def _laid_out(
+    pieces: Sequence[Sequence[_Piece]],
+    shape: tuple[int, int],
+    images: Sequence[Sequence[ImageSource]],
+    pixels: Pixels,
+    pad_id: int,
+) -> tuple[Batch, Tensor]:
+    """The batch of samples that each lie as one or two pieces, not yet masked; and each token's segment (R, T).
+
+    Args:
+        pieces: of each sample, in the order of its tokens; one that samples share is the same object.
+        shape: rows and columns.
+        images: of each row.
+        pixels: the family's image preparation.
+        pad_id: token id where no piece lies.
+    """
+    samples = [own[-1].sample for own in pieces]
+    input_ids = torch.full(shape, pad_id)
+    segments = torch.full(shape, PADDING)
+    axes = max(len(sample.positions or (0,)) for sample in samples)
+    position_ids = torch.zeros(axes, *shape, dtype=torch.long)
+    extras = _blank(samples, shape)
+    for piece in {id(piece): piece for own in pieces for piece in own}.values():
+        place = piece.row, slice(piece.column, piece.column + piece.stop - piece.start)
+        tokens = slice(piece.start, piece.stop)
+        input_ids[place] = torch.tensor(piece.sample.ids[tokens])
+        segments[place] = piece.segment
+        position_ids[:, *place] = _positions(piece.sample)[:, tokens]
+        for name, values in piece.sample.extras.items():
+            extras[name][place] = torch.tensor(values[tokens])
+    rows, columns, targets, owners = _answers(pieces)
+    batch = Batch(
         input_ids=input_ids,
-        attention_mask=tree_mask(segments),
+        attention_mask=NO_MASK,
         position_ids=position_ids if axes > 1 else position_ids[0],
         rows=rows,
         columns=columns,
         targets=targets,
         owners=owners,
-        pixels=_images([tree.images for tree in trees], pixels, input_ids),
+        pixels=arguments_of(images, pixels, input_ids),
         extras=extras,
-        sample_ids=tuple(sample_ids),
-        tokens=sum(tree.length for tree in trees),
-        sequence_tokens=sum(len(sample.ids) for tree in trees for sample in tree.samples),
-        images=sum(len(sample.images) for tree in trees for sample in tree.samples),
+        sample_ids=tuple(sample.id for sample in samples),
+        tokens=int((segments != PADDING).sum()),
+        sequence_tokens=sum(len(sample.ids) for sample in samples),
+        images=sum(len(sample.images) for sample in samples),
     )
+    return batch, segments
+
+
+def _answers(pieces: Sequence[Sequence[_Piece]]) -> Sequence[Tensor]:
+    """(A,) each: row and column where each answer token is predicted, the token, and its sample's index."""
+    answers: list[tuple[int, int, int, int]] = []
+    for owner, own in enumerate(pieces):
+        for i, label in enumerate(own[-1].sample.labels):
+            if label != IGNORED:
+                # a branch's first token is predicted by the prefix's last
+                piece = next(piece for piece in own if i - 1 < piece.stop)
+                answers.append((piece.row, piece.column + i - 1 - piece.start, label, owner))
+    return torch.tensor(answers, dtype=torch.long).reshape(-1, 4).unbind(1)
 
 
 def collate_padded(samples: Sequence[Sample], *, pixels: Pixels, pad_id: int, left: bool = False) -> Batch:
@@ -208,7 +293,7 @@ def collate_padded(samples: Sequence[Sample], *, pixels: Pixels, pad_id: int, le
         columns=columns,
         targets=targets,
         owners=owners,
-        pixels=_images([sample.images for sample in samples], pixels, input_ids),
+        pixels=arguments_of([sample.images for sample in samples], pixels, input_ids),
         extras=extras,
         sample_ids=tuple(sample.id for sample in samples),
         tokens=int(attention_mask.sum()),
@@ -225,8 +310,3 @@ def _positions(sample: Sample) -> Tensor:
 def _blank(samples: Sequence[Sample], shape: tuple[int, int]) -> dict[str, Tensor]:
     """Zeros for each extra argument that any sample has."""
     return {name: torch.zeros(shape, dtype=torch.long) for sample in samples for name in sample.extras}
-
-
-def _images(rows: Sequence[Sequence[ImageSource]], pixels: Pixels, input_ids: Tensor) -> dict[str, Tensor]:
-    """The images of a batch's rows in the order of their placeholders; none is no argument at all."""
-    return pixels([[source.load() for source in row] for row in rows], input_ids) if any(rows) else {}

@@ -1,0 +1,155 @@
+"""The attention port of a decoder: what stands between its layers and the backend that they ask.
+
+It serves three things inside the function that transformers calls after rotary positions and cache: packed rows of
+trees (cascade.py), learned keys and values (learned.py), and, for everything else, the backend that the model had. So
+neither the cache, nor gradient checkpointing, nor the way a model makes its positions has to know of any of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from peft_mllm.anatomy import Anatomy
+from peft_mllm.attention.cascade import cascade
+from peft_mllm.attention.masks import widen_mask
+from peft_mllm.attention.packing import Packing
+from peft_mllm.errors import MethodError
+
+if TYPE_CHECKING:
+    from peft_mllm.attention.learned import LearnedPrefix
+
+PORT = "peft_mllm_"
+"""In front of a backend's name: that backend, through the port."""
+NOT_IN_CASCADE = ("softcap", "s_aux", "position_bias")
+"""What some models ask of their attention beside products and a softmax, by transformers' names."""
+
+
+@dataclass
+class Port:
+    """What the layers of one decoder find when they attend.
+
+    Attributes:
+        packing: of the row that is being computed; None where a mask says what sees what. It stays until the next
+            forward, since a checkpointed layer is computed again in the backward pass.
+        learned: keys and values in front of every layer's own.
+    """
+
+    packing: Packing | None = None
+    learned: LearnedPrefix | None = None
+
+
+NOTHING = Port()
+"""What an attention finds that has no port: one that looks across to the images."""
+
+
+def backend_of(decoder: PreTrainedModel) -> str:
+    """Transformers' name of the attention backend, below the port where there is one."""
+    return decoder.config._attn_implementation.removeprefix(PORT)
+
+
+def port_of(decoder: nn.Module) -> Port | None:
+    """The port that is open on a decoder."""
+    return decoder.__dict__.get("port")
+
+
+def open_port(base: PreTrainedModel, anatomy: Anatomy) -> Port:
+    """The port of a model's decoder, over the backend that it has; opened where it is not yet."""
+    decoder = base.get_submodule(anatomy.llm)
+    port: Port | None = port_of(decoder)
+    if port is None:
+        port = Port()
+        for module in (decoder, *_attentions(base, anatomy)):
+            module.port = port
+    backend = backend_of(decoder)
+    name = PORT + backend
+    AttentionInterface.register(name, _attention(backend))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
+    decoder.set_attn_implementation(name)
+    return port
+
+
+def close_port(base: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Take the port away: the decoder asks its backend itself."""
+    decoder = base.get_submodule(anatomy.llm)
+    for module in (decoder, *_attentions(base, anatomy)):
+        module.__dict__.pop("port", None)
+    decoder.set_attn_implementation(backend_of(decoder))
+
+
+def longest_path(decoder: PreTrainedModel) -> float:
+    """Tokens that a sample may have where packed rows are to be computed without a mask: a sliding window ends them."""
+    config = decoder.config
+    window = getattr(config, "sliding_window", None)
+    slides = getattr(config, "use_sliding_window", True) and "sliding_attention" in (
+        getattr(config, "layer_types", None) or ["sliding_attention"]
+    )
+    return window if window is not None and slides else float("inf")
+
+
+def _attentions(base: PreTrainedModel, anatomy: Anatomy) -> list[Any]:
+    """The self-attention of each layer; a layer that only looks across to the images has none."""
+    layers = [dict(layer.named_modules()) for layer in base.get_submodule(anatomy.layers)]
+    return [modules[anatomy.self_attention] for modules in layers if anatomy.self_attention in modules]
+
+
+def _attention(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function that transformers calls in the place of a backend's."""
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        port: Port = module.__dict__.get("port") or NOTHING
+        learned = None if port.learned is None else port.learned.keys_values(module.layer_idx, key)
+        if port.packing is not None:
+            return _cascade(query, key, value, port.packing, learned, **kwargs), None
+        call = _backend_function(backend, module)
+        if learned is None:
+            return call(module, query, key, value, attention_mask, **kwargs)
+        more = learned[0].shape[2]
+        mask = widen_mask(attention_mask, more, query.shape[2], key.shape[2], backend, query.device)
+        key, value = torch.cat([learned[0], key], dim=2), torch.cat([learned[1], value], dim=2)
+        return call(module, query, key, value, mask, **kwargs)
+
+    return attention
+
+
+def _cascade(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    learned: tuple[Tensor, Tensor] | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention (1, T, H, d) of a packed row.
+
+    Raises:
+        MethodError: the model asks for what the parts of a cascade cannot give.
+    """
+    asked = [name for name in NOT_IN_CASCADE if kwargs.get(name) is not None]
+    asked += ["dropout"] if dropout else []
+    asked += ["sliding_window"] if sliding_window is not None and sliding_window < packing.longest else []
+    if asked:
+        raise MethodError(f"this model's attention has {', '.join(asked)}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return cascade(query, key, value, packing, scale=scale, learned=learned).transpose(1, 2)
+
+
+def _backend_function(backend: str, module: nn.Module) -> Callable[..., Any]:
+    """Transformers' function of a backend; each model's module has its own eager one."""
+    if backend == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[backend]
