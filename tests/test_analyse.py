@@ -14,6 +14,7 @@ import pytest
 
 from peft_mllm.study.analyse import analyse
 from peft_mllm.study.analysis import Analysis, Block, Line
+from peft_mllm.study.index import Planned
 from peft_mllm.study.inference.differences import difference, paired_differences
 from peft_mllm.study.outcomes import FULL, NOT_VARIED, ZERO_SHOT, Answers, Outcome
 from peft_mllm.study.reading import StudyResults, read_study
@@ -501,17 +502,90 @@ def _index_of_table() -> Any:
     )  # fmt: skip
 
 
-# --- speed ---
+@pytest.mark.parametrize(
+    ("metric", "unit", "values", "low", "high"),
+    [
+        ("given", "%", (99.0, 96.0), 78.44, 100.0),
+        ("given", "%", (0.5, 3.5), 0.0, 21.06),
+        ("given", "", (99.0, 96.0), 78.44, 116.56),  # nobody knows how large it can be
+        ("pope", "", (0.99, 0.96), 0.7844, 1.0),
+        ("caption:official", "", (0.99, 0.96), 0.7844, 1.1656),
+        ("given", "%", (104.0, 101.0), 83.44, 102.5),  # no per cents; what was measured stays inside
+    ],
+)
+def test_no_interval_leaves_the_scores_that_there_are(
+    metric: str, unit: str, values: tuple[float, ...], low: float, high: float
+) -> None:
+    runs = tuple(
+        Outcome(f"a-{seed}", {"method": "a", "task": "mmlu"}, seed, {"mmlu": Answers("mmlu", metric, value, unit)})
+        for seed, value in enumerate(values)
+    )
+    (line,) = analyse(StudyResults(_index_of_table(), runs, (), (), 0)).lines
+    assert line.score is not None
+    assert (line.score.low, line.score.high) == pytest.approx((low, high), rel=1e-3)
 
 
-@pytest.mark.slow
-def test_a_thousand_runs_are_analysed_in_seconds(tmp_path: Path) -> None:
-    import time
+def test_a_mean_over_tasks_stays_among_the_scores_too() -> None:
+    rng = np.random.default_rng(3)
+    ids = tuple(f"q{i}" for i in range(12))
+    runs = tuple(
+        Outcome(f"{name}-{task}-{seed}", {"method": name, "task": task}, seed,
+                {task: Answers(task, "given", float(own.mean()), "%", ids, own)})
+        for name, level in (("a", 99.0), ("b", 60.0)) for task in ("x", "y") for seed in (1, 2)
+        for own in [np.clip(level - 9.0 * (seed == 2) + rng.normal(0, 1, 12), 0, 100)]
+    )  # fmt: skip
+    index = replace(_index_of_table(), axes={"method": ["a", "b"], "task": ["x", "y"]})
+    found = analyse(StudyResults(index, runs, (), (), 0))
+    assert [each.score.high for each in found.overall if each.factors["method"] == "a"] == [100.0]
+    assert any(each.high is not None and each.high > 41 for block in found.blocks for each in block.differences)
+    assert all(0 <= line.score.low < line.score.high <= 100 for line in found.lines if line.score)
 
-    tasks = tuple(f"task_{number:02}" for number in range(25))
-    study = read_study(write_study(tmp_path, tasks=tasks, seeds=(1, 2, 3, 4), seen=(), questions=320))
-    assert len(study.outcomes) == 1025
-    begin = time.process_time()
-    found = analyse(study)
-    assert time.process_time() - begin < 5
-    assert len(found.blocks) == 50
+
+# --- cautions ---
+
+
+def tried(method: str, *values: str, chosen: int, task: str = "mmlu") -> list[Planned]:
+    factors = {"method": method, "task": task}
+    return [
+        Planned(f"{method}-{task}-{at}", "", "trial", factors, 7, tried=value, chosen=at == chosen)
+        for at, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        (
+            tried("a", "learning rate 0.001", "learning rate 0.01", "learning rate 0.003", chosen=1),
+            ["a: the chosen learning rate 0.01 is the largest tried; a larger one may be better."],
+        ),
+        (tried("a", "learning rate 0.001", "learning rate 0.01", "learning rate 0.003", chosen=2), []),
+        (
+            tried(
+                "a", *(f"rank {r}, learning_rate {rate}" for r in (8, 16, 64) for rate in ("1e-4", "2e-3")), chosen=2
+            ),
+            ["a: the chosen learning rate 1e-4 is the smallest tried; a smaller one may be better."],
+        ),
+        (
+            tried("a", "rank 8", "rank 16", chosen=1) + tried("a", "rank 8", "rank 16", chosen=0, task="other"),
+            [
+                "a: the chosen rank 16 is the largest tried in 1 of 2 searches; a larger one may be better.",
+                "a: the chosen rank 8 is the smallest tried in 1 of 2 searches; a smaller one may be better.",
+            ],
+        ),
+        (tried("a", "dropout 0", "dropout 0.1", chosen=0), []),  # there is nothing below
+        (tried("a", "optim AdamW", "optim SGD", chosen=0), []),
+        (tried("a", "rank 8", "rank 16", "rank 32", chosen=-1), []),  # under way
+        (tried("a", "rank 8", chosen=0), []),
+    ],
+)
+def test_a_choice_at_the_edge_of_what_was_tried_is_said(trials: list[Planned], said: list[str]) -> None:
+    index = replace(_index_of_table(), runs=trials)
+    found = analyse(StudyResults(index, headlines((1, 2, 3)), (), (), 0))
+    assert [note for note in found.notes if "the chosen" in note] == said
+
+
+def test_a_search_of_real_files_is_read(make: Make) -> None:
+    found = make(**ONE, trials=2)  # the second is chosen
+    lora = [note for note in found.notes if note.startswith("lora: ")]
+    assert lora == ["lora: the chosen learning rate 0.0002 is the largest tried; a larger one may be better."]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from peft_mllm.cli import app
 from peft_mllm.errors import SpecError
 from small_study import FAIR
+from synthetic_study import write_study
 from test_study_state import finish, finish_trials, state_of
 
 
@@ -77,6 +78,14 @@ def test_a_study_that_is_done_runs_nothing_and_makes_no_process(file: Path) -> N
     said = json.loads(say("study", "run", file, "--no-report", "--json"))
     assert said == {"done": [], "set_aside": {}, "waiting": 0, "report": None}
     assert (file.parent / "study" / "study.json").is_file()
+
+
+def test_the_report_says_in_short_what_was_found(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", tasks=("scenes_next",), connectors=("frozen",), effects={"lora": 3.0})
+    shown = " ".join(say("study", "report", study).split())
+    assert "lora is best" in shown
+    assert shown.endswith(f"The report: {study / 'report' / 'index.html'}")
+    assert json.loads(say("study", "report", study, "--json")) == {"report": str(study / "report" / "index.html")}
 
 
 @pytest.mark.parametrize(

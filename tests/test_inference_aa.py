@@ -13,6 +13,7 @@ from peft_mllm.study.inference.differences import LEVEL, difference, holm, paire
 from peft_mllm.study.inference.effects import Cell, factor_effect
 from peft_mllm.study.inference.groups import group
 from peft_mllm.study.inference.intervals import mean_interval
+from peft_mllm.study.inference.variance import Spread, p_value
 
 STUDIES = 400
 QUESTIONS = 320
@@ -113,6 +114,18 @@ def test_the_level_holds_against_zero_shot():
         study["m0"] = np.broadcast_to(study["m0"][:1], study["m0"].shape)
         found += any(each.told_apart for each in paired_differences(study))
     assert found <= most_claims(STUDIES)
+
+
+def test_questions_alone_would_not_hold_the_level():
+    """Why seeds and questions are crossed: the mean over three seeds is still those seeds'."""
+    rng = np.random.default_rng(4)
+    found, studies = 0, 120
+    for _ in range(studies):
+        means = [of.mean(axis=0) for of in World(3.0).study(rng).values()]
+        pairs = [one - other for place, one in enumerate(means) for other in means[:place]]
+        t_tests = [p_value(each.mean(), Spread(each.var(ddof=1) / QUESTIONS, QUESTIONS - 1)) for each in pairs]
+        found += min(holm(t_tests)) <= LEVEL
+    assert found > studies / 4
 
 
 def test_one_seed_would_not_hold_the_level():

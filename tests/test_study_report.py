@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -420,11 +421,59 @@ def test_all_values_lie_on_their_axis(values, logarithmic):
     assert len(scale.ticks(4)) < 12
 
 
-def test_the_terminal_shows_lines_and_sentences(analysis):
+def shown(analysis: Analysis) -> list[str]:
     from rich.console import Console
 
     console = Console(record=True, width=140, file=io.StringIO())
     console.print(terminal_summary(analysis))
-    text = console.export_text()
-    assert "zero-shot" in text
-    assert analysis.title in text
+    return console.export_text().splitlines()
+
+
+def test_the_terminal_shows_sentences_and_the_methods_over_all_tasks(analysis):
+    lines = shown(analysis)
+    assert lines[0].strip() == analysis.title
+    assert "not finished" in lines[1]
+    assert sum(line.startswith("\N{BULLET} ") for line in lines) == 6 < len(analysis.blocks)
+    table = [line.split() for line in lines if "tuned" in line and "1k" in line and line.startswith(("lora", "ia3"))]
+    assert {tuple(cells[:5]) for cells in table} == {
+        ("lora", "1k", "tuned", "r4", "2"),
+        ("lora", "1k", "tuned", "r16", "2"),
+        ("ia3", "1k", "tuned", "\N{EN DASH}", "2"),
+    }
+    assert all(50 < float(cells[5]) < 100 for cells in table)
+    left = f"{len(analysis.notes)} cautions, {len(analysis.blocks) - 6} more findings, all {len(analysis.lines)} lines"
+    assert left in lines[-1]
+    assert len(lines) < 45
+
+
+def test_the_terminal_shows_the_lines_of_a_small_study(tmp_path):
+    small = analyse(read_study(write_study(tmp_path, tasks=("scenes_next",), connectors=("frozen",))))
+    lines = shown(small)
+    assert [line.split()[0] for line in lines if " to " in line and "(" in line and line[0] != "\N{BULLET}"] == [
+        *("zero-shot", "adapter", "lora", "ia3", "prefix", "full"),
+    ]
+    assert "lines" not in lines[-1]
+    assert len(lines) < 20
+
+
+# --- speed ---
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_are_reported_in_seconds(tmp_path):
+    tasks = tuple(f"task_{number:02}" for number in range(25))
+    study = write_study(tmp_path / "study", tasks=tasks, seeds=(1, 2, 3, 4), seen=(), questions=320)
+    assert len(list(study.rglob("result.json"))) == 1025
+    command = [sys.executable, "-m", "peft_mllm", "study", "report", str(study)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    print(f"1,025 runs read, analysed and reported in {spent:.1f} s of CPU time, in a process of its own")  # noqa: T201
+    assert spent < 10
+    found = json.loads((study / "report" / "everything.json").read_text())
+    assert len(found["outcomes"]) == 1025
+    assert len(found["blocks"]) == 50

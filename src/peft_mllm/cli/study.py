@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from peft_mllm.cli.say import Json, console, example, say_json
+
+if TYPE_CHECKING:
+    from peft_mllm.study.definition import Study
+    from peft_mllm.study.running import Machines
 
 verbs = typer.Typer(help="Plan, run and report whole studies.", no_args_is_help=True)
 
@@ -62,9 +66,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run what has no verified result; the same command again goes on where it stopped, on any machine."""
-    from peft_mllm.errors import EXIT_INTERNAL, SpecError
+    from peft_mllm.errors import SpecError
     from peft_mllm.study.definition import load_study
-    from peft_mllm.study.running import Machines, run_study
+    from peft_mllm.study.running import Machines
 
     if engine not in ("pool", "ray"):
         raise SpecError(f"--engine {engine}: there are pool and ray.")
@@ -72,8 +76,25 @@ def run(
         raise SpecError("--address is of a Ray cluster; say --engine ray, too.")
     read = load_study(study, overrides or ())
     machines = Machines(engine="ray" if engine == "ray" else "pool", slots=slots, threads=threads, address=address)
-    conducted = run_study(read, machines, attempts=attempts, retry=retry, console=Console(stderr=True, highlight=False))
-    page = _write_report(Path(read.output_dir), None) if report else None
+    run_and_report(read, machines, attempts=attempts, retry=retry, report=report, as_json=as_json)
+
+
+def run_and_report(
+    study: Study,
+    machines: Machines | None = None,
+    *,
+    attempts: int = 3,
+    retry: bool = False,
+    report: bool = True,
+    as_json: bool = False,
+) -> None:
+    """Run a study and say what was found; ends with an error if a run was set aside."""
+    from peft_mllm.errors import EXIT_INTERNAL
+    from peft_mllm.study.running import Machines, run_study
+
+    progress = Console(stderr=True, highlight=False)
+    conducted = run_study(study, machines or Machines(), attempts=attempts, retry=retry, console=progress)
+    page = _write_report(Path(study.output_dir), None, summary=not as_json) if report else None
     if as_json:
         said: dict[str, Any] = {"done": list(conducted.done), "set_aside": dict(conducted.failed)}
         say_json(said | {"waiting": conducted.waiting, "report": str(page) if page else None})
@@ -90,14 +111,14 @@ def run(
 @verbs.command(epilog=example("peft-mllm study status studies/main-tiny.yaml"))
 def status(study: File, overrides: Overrides = None, as_json: Json = False) -> None:
     """Show how the runs stand: done, running, failed, set aside, waiting."""
+    from peft_mllm.study.attempts import ATTEMPTS_FOLDER
     from peft_mllm.study.definition import load_study
     from peft_mllm.study.engine import status_of
     from peft_mllm.study.running import open_study
-    from peft_mllm.study.state import ATTEMPTS
 
     state = open_study(load_study(study, overrides or ()))
     known = state.known()
-    standing = status_of([state.job(run) for run in known], state.directory / ATTEMPTS)
+    standing = status_of([state.job(run) for run in known], state.directory / ATTEMPTS_FOLDER)
     counts = Counter(each.state for each in standing)
     later = state.plan.expected - len(known)
     if as_json:
@@ -122,7 +143,7 @@ def status(study: File, overrides: Overrides = None, as_json: Json = False) -> N
 @verbs.command(
     epilog=example(
         "peft-mllm study report studies/main-tiny.yaml",
-        "peft-mllm study report runs/demo/scenes_next --output runs/demo-report",
+        "peft-mllm study report runs/lights --output runs/lights-report",
         "peft-mllm study report results.csv",
     )
 )
@@ -138,18 +159,24 @@ def report(
     from peft_mllm.study.definition import load_study
 
     if study.suffix.lower() in ENDINGS:
-        page = _write_report(study, output or study.with_name(f"{study.stem}-report"))
+        results, output = study, output or study.with_name(f"{study.stem}-report")
     else:
-        page = _write_report(study if study.is_dir() else Path(load_study(study).output_dir), output)
+        results = study if study.is_dir() else Path(load_study(study).output_dir)
+    page = _write_report(results, output, summary=not as_json)
     if as_json:
         say_json({"report": str(page)})
     else:
         console.print(f"The report: {page.resolve()}", markup=False)
 
 
-def _write_report(results: Path, output: Path | None) -> Path:
+def _write_report(results: Path, output: Path | None, *, summary: bool) -> Path:
     from peft_mllm.study.analyse import analyse
     from peft_mllm.study.pages.write import write_study_report
     from peft_mllm.study.sources import read_any
+    from peft_mllm.study.tables.terminal import terminal_summary
 
-    return write_study_report(analyse(read_any(results)), output or results / "report")
+    analysis = analyse(read_any(results))
+    page = write_study_report(analysis, output or results / "report")
+    if summary:
+        console.print(terminal_summary(analysis), soft_wrap=False)
+    return page

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from peft_mllm.study.analysis import Overall, Rank
 from peft_mllm.study.contest import TASK, Contest, Structure
-from peft_mllm.study.inference.intervals import mean_interval
+from peft_mllm.study.inference.intervals import clipped, mean_interval
 from peft_mllm.study.inference.ranks import rank_stability
 from peft_mllm.study.outcomes import NOT_VARIED
 from peft_mllm.study.overview import Row
-from peft_mllm.study.pairing import Group, Scores, on_common_questions, plain, stacked
+from peft_mllm.study.pairing import Group, Scores, bounds_over, on_common_questions, plain, stacked
 
 Named = Mapping[str, int]
 
@@ -47,10 +47,11 @@ def _overall(tasks: Sequence[Named], rows: Sequence[Row]) -> Iterator[Overall]:
     scores = [{name: _points(task[name], _seeds(name, groups)) for name in names} for task in groups]
     ranks = rank_stability(scores).ranks
     for name, rank in ranks.items():
+        bounds = bounds_over([task[name] for task in groups])
         factors = _shared([rows[task[name]].cell.factors for task in tasks])
         yield Overall(
             factors=factors,
-            score=plain(mean_interval(stacked([task[name] for task in scores]))),
+            score=plain(clipped(mean_interval(stacked([task[name] for task in scores])), bounds)),
             rank=Rank(name, rank.mean, rank.low, rank.high, rank.first),
             tasks=len(tasks),
         )

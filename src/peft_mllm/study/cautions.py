@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from peft_mllm.study.contest import Structure
+from peft_mllm.study.index import Planned
 from peft_mllm.study.outcomes import Outcome
 from peft_mllm.study.overview import Row
 from peft_mllm.study.reading import StudyResults
+from peft_mllm.study.settings import is_number
 from peft_mllm.study.wording import GLUE, and_list
+
+LARGEST, SMALLEST = "largest", "smallest"
 
 
 def cautions(
@@ -27,6 +32,7 @@ def cautions(
         *_unfinished(study),
         *_differing(study.outcomes, structure, rows),
         *_left_out(structure, left_out),
+        *_edges([run for run in study.index.runs if run.stage == "trial"]),
         *_seeds(study.outcomes, structure, compared),
         *_without_base(structure),
         *study.notes,
@@ -97,6 +103,43 @@ def _left_out(structure: Structure, left_out: Sequence[int]) -> Iterator[str]:
             f"In some blocks {and_list(names)} cannot be compared: too few seeds or questions in common with the "
             "others, or scores of single questions are not known."
         )
+
+
+def _edges(trials: Sequence[Planned]) -> Iterator[str]:
+    """Values that a search chose at an end of those that it tried, with or without success: the best may lie beyond."""
+    searches: dict[tuple[tuple[str, str], ...], list[Planned]] = {}
+    for trial in trials:
+        searches.setdefault(tuple(sorted(trial.factors.items())), []).append(trial)
+    counts: Counter[str] = Counter()
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for factors, tried in searches.items():
+        method = dict(factors).get("method", "")
+        counts[method] += 1
+        for key, edge, value in _at_an_edge(tried):
+            found.setdefault((method, key, edge), []).append(value)
+    for (method, key, edge), values in found.items():
+        chosen = f"{key} {and_list(list(dict.fromkeys(values)))}"
+        where = f" in {len(values)} of {counts[method]} searches" if len(values) < counts[method] else ""
+        further = {LARGEST: "larger", SMALLEST: "smaller"}[edge]
+        yield f"{method}: the chosen {chosen} is the {edge} tried{where}; a {further} one may be better."
+
+
+def _at_an_edge(tried: Sequence[Planned]) -> Iterator[tuple[str, str, str]]:
+    """Key, edge and value, as it is written, of what one search chose at an edge; nothing is smaller than 0."""
+    values = [_numbers(trial.tried) for trial in tried]
+    for chosen in (own for own, trial in zip(values, tried, strict=True) if trial.chosen):
+        for key, said in chosen.items():
+            numbers = {float(each[key]) for each in values if key in each}
+            if len(numbers) > 1 and float(said) == max(numbers):
+                yield key, LARGEST, said
+            elif len(numbers) > 1 and float(said) == min(numbers) > 0:
+                yield key, SMALLEST, said
+
+
+def _numbers(tried: str) -> dict[str, str]:
+    """The keys of `rank 8, learning_rate 0.003` with their values; those that are words are left out."""
+    pairs = [said.rpartition(" ") for said in tried.split(", ")]
+    return {key.replace("_", " "): value for key, _, value in pairs if key and is_number(value)}
 
 
 def _seeds(outcomes: Sequence[Outcome], structure: Structure, compared: bool) -> Iterator[str]:

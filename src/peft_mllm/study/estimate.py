@@ -235,7 +235,7 @@ def _memory(spec: Spec, sizes: Mapping[str, Any], trained: int, data: _Data) -> 
     width = {"none": 2.0 if dtype == "bfloat16" else 4.0, "8bit": 1.0, "4bit": 0.6}[spec.model.quantization]
     value = 2.0 if dtype == "bfloat16" or spec.train.bf16 else 4.0
     tokens = spec.train.per_device_train_batch_size * data.tokens
-    kept = 1 if spec.train.gradient_checkpointing else PER_LAYER
+    kept = 1 if spec.speed.recompute == "full" else PER_LAYER
     activations = tokens * sizes["layers"] * sizes["width"] * kept * value if trained else 0.0
     return sum(sizes["parts"].values()) * width + trained * STATES + activations
 

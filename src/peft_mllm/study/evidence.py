@@ -21,10 +21,18 @@ from peft_mllm.methods import METHODS
 from peft_mllm.study.analyse import analyse
 from peft_mllm.study.analysis import Analysis, Block, Difference, Effect, Line, Overall
 from peft_mllm.study.inference.differences import Comparison, differences_by_seed, paired_differences
-from peft_mllm.study.inference.intervals import interval_by_seed, mean_interval
+from peft_mllm.study.inference.intervals import clipped, interval_by_seed, mean_interval
 from peft_mllm.study.lines import checked
 from peft_mllm.study.outcomes import NOT_VARIED, ZERO_SHOT, Cell, Outcome, cells_of
-from peft_mllm.study.pairing import Group, group_of, on_common_questions, pairwise_differences, plain, stacked
+from peft_mllm.study.pairing import (
+    Group,
+    bounds_over,
+    group_of,
+    on_common_questions,
+    pairwise_differences,
+    plain,
+    stacked,
+)
 from peft_mllm.study.reading import StudyResults
 from peft_mllm.study.statistics import Estimate
 from peft_mllm.study.view import View
@@ -275,15 +283,16 @@ def _over_all(
     common = [on_common_questions(each) if known else each for each in groups.values()]
     if any(name not in each for each in common for name in names):
         return None
-    scores, comparisons = {}, list[Comparison]()
+    scores, bounds, comparisons = {}, {}, list[Comparison]()
     for name in names:
         own = [_on_seeds(each[name], seeds) for each in common]
+        bounds[name] = bounds_over(own)
         scores[name] = stacked([group.scores * group.points for group in own]) if known else _mean_of_runs(own)
     if len(names) > 1:
         comparisons = paired_differences(scores) if known else differences_by_seed(scores)
     interval = mean_interval if known else interval_by_seed
     found = [
-        Candidate(name, tuple(each[name] for each in tasks.values()), plain(interval(of)))
+        Candidate(name, tuple(each[name] for each in tasks.values()), plain(clipped(interval(of), bounds[name])))
         for name, of in scores.items()
     ]
     return _choice(model, tuple(tasks), found, comparisons)

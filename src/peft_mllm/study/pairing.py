@@ -22,30 +22,31 @@ from peft_mllm.study.inference.differences import (
     holm,
     paired_differences,
 )
-from peft_mllm.study.inference.intervals import interval_by_seed, mean_interval
+from peft_mllm.study.inference.intervals import UNBOUNDED, Bounds, clipped, interval_by_seed, mean_interval
 from peft_mllm.study.outcomes import Answers, Cell, CurvePoint, Outcome, aligned
 from peft_mllm.study.statistics import Estimate
 
 Scores = NDArray[np.float64]
 
+_BOUNDS: Mapping[str, Bounds] = {"pope": (0, 1), "chair": (0, 1), "mmhal": (0, 6), "caption": (0, 10)}
+"""By metric, where its figures are no per cents; CIDEr goes up to 10."""
+
 
 @dataclass(frozen=True)
-class Group:
-    """One task's scores of a cell.
+class Scored:
+    """Scores on one task of runs that differ in the seed alone.
 
     Attributes:
-        seeds: of its runs, in order; (None,) where nothing is drawn.
-        ids: of the questions that all its runs answered; none where single questions are not known.
-        scores: (seeds, questions), in the headline's unit.
-        values: (seeds,), the headlines.
-        points: what brings a score to points of a hundred, for averages over tasks.
+        seeds: of the runs, in order; (None,) where nothing is drawn.
+        ids: of the questions that all runs answered; none where single questions are not known.
+        scores: (seeds, questions).
+        bounds: the least and the most that a score can be.
     """
 
     seeds: tuple[int | None, ...]
     ids: tuple[str, ...]
     scores: Scores
-    values: Scores
-    points: float
+    bounds: Bounds
 
     @property
     def known(self) -> bool:
@@ -57,9 +58,23 @@ class Group:
         """Whether anything was drawn."""
         return self.seeds != (None,)
 
+
+@dataclass(frozen=True)
+class Group(Scored):
+    """One task's scores of a cell, in the headline's unit.
+
+    Attributes:
+        values: (seeds,), the headlines.
+        points: what brings a score to points of a hundred, for averages over tasks.
+    """
+
+    values: Scores
+    points: float
+
     def interval(self) -> Estimate:
         """The mean with its interval over seeds and questions; over seeds alone where no question is known."""
-        return plain(mean_interval(self.scores) if self.known else interval_by_seed(self.values))
+        found = mean_interval(self.scores) if self.known else interval_by_seed(self.values)
+        return plain(clipped(found, self.bounds))
 
 
 def group_of(cell: Cell, task: str) -> Group | None:
@@ -69,7 +84,7 @@ def group_of(cell: Cell, task: str) -> Group | None:
 
 def group_at(cell: Cell, task: str, point: int) -> Group | None:
     """Likewise at a point of the training curve: 0 for the lowest validation loss, then 1, 2 ... after it."""
-    found = [(outcome.seed, _after_best(outcome, point)) for outcome in cell.outcomes]
+    found = [(outcome.seed, after_best(outcome, point)) for outcome in cell.outcomes]
     return _group([(seed, each.scores[task]) for seed, each in found if each is not None and task in each.scores])
 
 
@@ -82,7 +97,8 @@ def points_of(cell: Cell) -> int:
     return min(counts)
 
 
-def _after_best(outcome: Outcome, point: int) -> CurvePoint | None:
+def after_best(outcome: Outcome, point: int) -> CurvePoint | None:
+    """A point of a run's training curve: 0 for the lowest validation loss, then 1, 2 ... after it."""
     best = next((place for place, each in enumerate(outcome.curve) if each.best), None)
     return None if best is None or best + point >= len(outcome.curve) else outcome.curve[best + point]
 
@@ -90,6 +106,14 @@ def _after_best(outcome: Outcome, point: int) -> CurvePoint | None:
 def _group(runs: Sequence[tuple[int | None, Answers]]) -> Group | None:
     if not runs:
         return None
+    found = scored_of(runs)
+    answers = [each for _, each in runs]
+    values = np.array([each.value for each in answers])
+    return Group(found.seeds, found.ids, found.scores, found.bounds, values, points_per_unit(answers[0].metric))
+
+
+def scored_of(runs: Sequence[tuple[int | None, Answers]]) -> Scored:
+    """What runs scored, each with its seed, on the questions that all of them answered; at least one run."""
     answers = [each for _, each in runs]
     ids, scores = answers[0].ids, np.empty((len(answers), 0))
     if all(each.ids for each in answers):
@@ -98,8 +122,7 @@ def _group(runs: Sequence[tuple[int | None, Answers]]) -> Group | None:
         scores = aligned(answers)
     else:
         ids = ()
-    values = np.array([each.value for each in answers])
-    return Group(tuple(seed for seed, _ in runs), ids, scores, values, points_per_unit(answers[0].metric))
+    return Scored(tuple(seed for seed, _ in runs), ids, scores, bounds_of(answers[0]))
 
 
 @lru_cache(maxsize=64)
@@ -107,6 +130,17 @@ def points_per_unit(metric: str) -> float:
     """100 for metrics that print shares (and CIDEr's ratio), 1 for those that print per cent or are not known."""
     name = metric.partition(":")[0]
     return 100.0 if name in METRICS and METRICS[name].unit == "0-1" else 1.0
+
+
+def bounds_of(answers: Answers) -> Bounds:
+    """The least and the most that a score can be; infinite where that is not known."""
+    return (0.0, 100.0) if answers.unit == "%" else _BOUNDS.get(answers.metric.partition(":")[0], UNBOUNDED)
+
+
+def bounds_over(tasks: Sequence[Group]) -> Bounds:
+    """Of the mean over tasks, in points of a hundred."""
+    low, high = np.mean([np.array(group.bounds) * group.points for group in tasks], axis=0)
+    return float(low), float(high)
 
 
 def _common(ids: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -117,8 +151,14 @@ def _common(ids: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 # --- groups together ---
 
 
-def matched(groups: Sequence[Group]) -> list[Scores] | None:
+def matched(groups: Sequence[Scored]) -> list[Scores] | None:
     """The scores of several groups on the seeds and questions that all have, each (S, Q); None where there are none."""
+    found = on_shared(groups)
+    return None if found is None else [each.scores for each in found]
+
+
+def on_shared(groups: Sequence[Scored]) -> list[Scored] | None:
+    """Several groups on the seeds and questions that all of them have; None where there are none."""
     seeded = [group for group in groups if group.has_seed]
     seeds = [seed for seed in seeded[0].seeds if all(seed in group.seeds for group in seeded)] if seeded else [None]
     ids = groups[0].ids
@@ -126,10 +166,10 @@ def matched(groups: Sequence[Group]) -> list[Scores] | None:
         ids = _common([group.ids for group in groups])
     if not seeds or not ids:
         return None
-    return [_at(group, seeds, ids) for group in groups]
+    return [Scored(tuple(seeds), ids, _at(group, seeds, ids), group.bounds) for group in groups]
 
 
-def _at(group: Group, seeds: Sequence[int | None], ids: tuple[str, ...]) -> Scores:
+def _at(group: Scored, seeds: Sequence[int | None], ids: tuple[str, ...]) -> Scores:
     rows = [group.seeds.index(seed) for seed in seeds] if group.has_seed else [0] * len(seeds)
     chosen = group.scores if rows == list(range(len(group.seeds))) else group.scores[rows]
     if group.ids == ids:

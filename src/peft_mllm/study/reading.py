@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mllm.study.analysis import Trial
+from peft_mllm.study.attempts import ATTEMPTS_FOLDER, Attempts
 from peft_mllm.study.hallucination import hallucinations
 from peft_mllm.study.index import FILE as INDEX
 from peft_mllm.study.index import Index, Planned, read_index
@@ -23,8 +24,6 @@ from peft_mllm.study.outcomes import NOT_VARIED, Answers, CurvePoint, Outcome
 from peft_mllm.study.results import FILE as RESULT
 from peft_mllm.study.results import Predictions, Result, Score, find_results, read_result
 
-ATTEMPTS = "attempts"
-"""Folder of a study with the attempts at its runs (engine/attempts.py)."""
 ALIKE = 1e-6
 """Relative: a headline so near to 1 or 100 times the mean score differs from it by rounding alone."""
 
@@ -77,7 +76,7 @@ def _gathered(directory: Path, index: Index, found: Mapping[str, Result], notes:
     share = _Shared()
     describing = _describing(found.values())
     done = [(each, found[each.directory]) for each in runs if each.directory in found]
-    failed = _failed(directory / ATTEMPTS, [each for each in runs if each.directory not in found])
+    failed = _failed(directory / ATTEMPTS_FOLDER, [each for each in runs if each.directory not in found])
     return StudyResults(
         index=replace(index, seen=tuple(labels.get(name, name) for name in index.seen)),
         outcomes=tuple(
@@ -109,9 +108,6 @@ def _place(places: Mapping[str, int], label: str) -> tuple[int, str]:
 def _failed(folder: Path, runs: Iterable[Planned]) -> tuple[tuple[str, str], ...]:
     if not folder.is_dir():
         return ()
-    # imported here: a report needs nothing else of what runs a study
-    from peft_mllm.study.engine.attempts import Attempts
-
     attempts = Attempts(folder)
     causes = [(each, attempts.set_aside(each.id)) for each in runs]
     return tuple((in_words(each), " ".join(cause.split())) for each, cause in causes if cause is not None)

@@ -8,12 +8,11 @@ from typing import Literal
 
 from rich.console import Console
 
+from peft_mllm.study.attempts import ATTEMPTS_FOLDER, MOST_ATTEMPTS
 from peft_mllm.study.definition import Study
 from peft_mllm.study.engine import Conducted, Engine, Job, Pool, RayCluster, conduct, view_for
-from peft_mllm.study.engine.attempts import ATTEMPTS
 from peft_mllm.study.matched import matched_axis
 from peft_mllm.study.plan import Plan
-from peft_mllm.study.state import ATTEMPTS as ATTEMPTS_FOLDER
 from peft_mllm.study.state import State
 
 EngineName = Literal["pool", "ray"]
@@ -36,7 +35,7 @@ class Machines:
     address: str | None = None
 
 
-def open_study(study: Study, *, attempts: int = ATTEMPTS) -> State:
+def open_study(study: Study, *, attempts: int = MOST_ATTEMPTS) -> State:
     """A study with its plan, in its directory.
 
     Raises:
@@ -46,7 +45,7 @@ def open_study(study: Study, *, attempts: int = ATTEMPTS) -> State:
 
 
 def run_study(
-    study: Study, machines: Machines, *, attempts: int = ATTEMPTS, retry: bool = False, console: Console
+    study: Study, machines: Machines, *, attempts: int = MOST_ATTEMPTS, retry: bool = False, console: Console
 ) -> Conducted:
     """Run what has no verified result, in whatever state an earlier call left the study.
 

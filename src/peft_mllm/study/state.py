@@ -14,15 +14,16 @@ from pathlib import Path
 from peft_mllm.errors import DataError, DiskError
 from peft_mllm.files import disk_errors
 from peft_mllm.rundir import RunDir
-from peft_mllm.study.engine.attempts import Attempts
+from peft_mllm.spec import Spec, SpeedSpec
+from peft_mllm.study.attempts import ATTEMPTS_FOLDER, MOST_ATTEMPTS, Attempts
 from peft_mllm.study.engine.jobs import Job
 from peft_mllm.study.index import Index, Planned, write_index
 from peft_mllm.study.plan import Plan, Run, SearchPlan, chosen_level
 from peft_mllm.study.results import Result, read_result
 from peft_mllm.study.wording import and_list
 
-ATTEMPTS = "attempts"
-"""Folder of what failed, in the study's."""
+VISION = "vision"
+"""Folder of what vision towers made of images, for all runs; it may be removed at any time."""
 
 
 class State:
@@ -34,9 +35,9 @@ class State:
         attempts: failures after which a run is set aside.
     """
 
-    def __init__(self, plan: Plan, directory: Path, *, attempts: int = 3) -> None:
+    def __init__(self, plan: Plan, directory: Path, *, attempts: int = MOST_ATTEMPTS) -> None:
         self.plan, self.directory = plan, directory
-        self.attempts = Attempts(directory / ATTEMPTS, most=attempts)
+        self.attempts = Attempts(directory / ATTEMPTS_FOLDER, most=attempts)
         self._verified: set[str] = set()
         self._scores: dict[str, tuple[float, float]] = {}
 
@@ -60,8 +61,14 @@ class State:
     def job(self, run: Run) -> Job:
         """A run as an engine takes it."""
         directory = self.directory / run.directory
-        spec = run.spec.model_copy(update={"output_dir": str(directory)})
+        spec = run.spec.model_copy(update={"output_dir": str(directory), "speed": self._speed(run.spec)})
         return Job(run.id, run.title, directory, spec.model_dump(mode="json"))
+
+    def _speed(self, spec: Spec) -> SpeedSpec:
+        """Runs with a frozen vision tower share what it makes of images, in the study's folder unless told where."""
+        if spec.vision == "tuned" or spec.speed.vision_cache is not None or not spec.speed.vision_cache_gb:
+            return spec.speed
+        return spec.speed.model_copy(update={"vision_cache": str(self.directory / VISION)})
 
     def is_done(self, run: Run) -> bool:
         """Whether the run's result is there and is what was written; a damaged one is not, and the run says so."""

@@ -8,7 +8,7 @@
 Files hold the truth. Whatever is killed, the same call goes on from there. Imports no torch: the driver needs none.
 """
 
-from peft_mllm.study.engine.attempts import Attempt, Attempts
+from peft_mllm.study.attempts import Attempt, Attempts
 from peft_mllm.study.engine.conductor import Conducted, conduct
 from peft_mllm.study.engine.jobs import Ending, Engine, EngineError, Job
 from peft_mllm.study.engine.live import LineView, LiveView, QuietView, View, view_for

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from peft_mllm.errors import EXIT_DISK, EXIT_DONE, EXIT_INTERRUPTED, RESUME, DiskError, Interrupted
 from peft_mllm.interrupt import stop_requests
-from peft_mllm.study.engine.attempts import ATTEMPTS, Attempts, progress_of
+from peft_mllm.study.attempts import MOST_ATTEMPTS, Attempts, progress_of
 from peft_mllm.study.engine.jobs import Ending, Engine, Job
 from peft_mllm.study.engine.live import Board, View
 from peft_mllm.study.wording import duration
@@ -49,7 +49,7 @@ def conduct(
     engine: Engine,
     *,
     attempts_dir: Path,
-    attempts: int = ATTEMPTS,
+    attempts: int = MOST_ATTEMPTS,
     expected: int,
     done: int = 0,
     retry: bool = False,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from peft_mllm.files import read_json
 from peft_mllm.rundir import RunDir
 from peft_mllm.rundir.lock import LEASE, LOCK, recorded_holder
-from peft_mllm.study.engine.attempts import Attempts, last_of
+from peft_mllm.study.attempts import Attempts, last_of
 from peft_mllm.study.engine.jobs import Job
 
 State = Literal["done", "running", "interrupted", "failed", "set aside", "waiting"]

@@ -11,6 +11,9 @@ from peft_mllm.study.inference.resampling import draw_means
 from peft_mllm.study.inference.variance import Scores, as_scores, quantile, spread_of_mean, table
 from peft_mllm.study.statistics import CONFIDENCE, Estimate, estimate_mean
 
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (-inf, inf)
+
 
 def mean_interval(scores: ArrayLike) -> Estimate:
     """The mean over seeds and questions with its 95 % interval.
@@ -46,6 +49,14 @@ def interval_by_seed(values: ArrayLike) -> Estimate:
         return Estimate(value)
     half = quantile(of.size - 1) * float(of.std(ddof=1)) / sqrt(of.size)
     return Estimate(value, value - half, value + half)
+
+
+def clipped(found: Estimate, bounds: Bounds) -> Estimate:
+    """An interval without what lies beyond the least and the most that the figure can be; it covers as much."""
+    if found.low is None or found.high is None:
+        return found
+    low, high = min(bounds[0], found.value), max(bounds[1], found.value)
+    return Estimate(found.value, max(found.low, low), min(found.high, high))
 
 
 def spread(scores: ArrayLike) -> float | None:

@@ -9,8 +9,9 @@ import numpy as np
 from peft_mllm.study.hallucination import FIGURES
 from peft_mllm.study.inference.variance import Spread, margin, p_value
 from peft_mllm.study.outcomes import Answers
+from peft_mllm.study.pairing import Scored
 from peft_mllm.study.paper.evidence import Contrast, Finding, all_above, combined, contrast, pooled, together
-from peft_mllm.study.paper.groups import Group, Scored
+from peft_mllm.study.paper.groups import Group
 from peft_mllm.study.paper.matching import Evidence, Pair, between_methods, ends, methods_of, seen_by, unseen_by, versus
 from peft_mllm.study.paper.names import canonical_task
 from peft_mllm.study.paper.spreads import all_steadier, steadier

@@ -10,15 +10,16 @@ from fewer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from peft_mllm.study.inference.differences import holm
 from peft_mllm.study.inference.effects import Cell, factor_effect
-from peft_mllm.study.inference.variance import Scores, Spread, margin, p_value
-from peft_mllm.study.paper.groups import Group, Scored
+from peft_mllm.study.inference.intervals import UNBOUNDED
+from peft_mllm.study.inference.variance import Spread, margin, p_value
+from peft_mllm.study.pairing import Scored, matched, on_shared
+from peft_mllm.study.paper.groups import Group
 from peft_mllm.study.statistics import CONFIDENCE, Estimate
 from peft_mllm.study.wording import figure, interval
 
@@ -93,7 +94,7 @@ def contrast(what: str, cells: Iterable[Parts], tasks: Tasks) -> Contrast | None
 
 def pooled(what: str, gathered: Mapping[str, Sequence[Scored]]) -> Contrast | None:
     """Pool differences, given by task, over cells with equal weight."""
-    aligned = {task: _on_common(each) for task, each in gathered.items()}
+    aligned = {task: matched(each) for task, each in gathered.items()}
     differences = {task: each for task, each in aligned.items() if each}
     cells = [(task, each) for task, of in differences.items() for each in of]
     if not cells:
@@ -121,37 +122,15 @@ def _over_tasks(means: Sequence[float]) -> tuple[Estimate, float]:
     return Estimate(value, value - half, value + half), p_value(value, spread)
 
 
-def _on_common(each: Sequence[Scored]) -> list[Scores]:
-    """Cells of one task on the seeds and questions that all of them have."""
-    common = combined([(1.0, one) for one in each])
-    return [] if common is None else [_at(one, common.seeds, common.ids) for one in each]
-
-
 def combined(parts: Sequence[tuple[float, Scored | None]]) -> Scored | None:
     """The weighted sum of scores on the seeds and questions that all have; None where there are none."""
     there = [(weight, scored) for weight, scored in parts if scored is not None]
-    if len(there) < len(parts) or not there:
+    found = on_shared([scored for _, scored in there]) if there and len(there) == len(parts) else None
+    if found is None:
         return None
-    first = there[0][1]
-    seeds = tuple(seed for seed in first.seeds if all(seed in scored.seeds for _, scored in there))
-    common = reduce(set.intersection, (set(scored.ids) for _, scored in there))
-    ids = first.ids if len(common) == len(first.ids) else tuple(name for name in first.ids if name in common)
-    if not seeds or not ids:
-        return None
-    total = np.zeros((len(seeds), len(ids)))
-    for weight, scored in there:
-        total += weight * _at(scored, seeds, ids)
-    return Scored(seeds, ids, total)
-
-
-def _at(scored: Scored, seeds: Sequence[int | None], ids: tuple[str, ...]) -> Scores:
-    rows = [scored.seeds.index(seed) for seed in seeds]
-    if scored.ids == ids:
-        kept: Scores = scored.scores[rows]
-        return kept
-    place = {name: column for column, name in enumerate(scored.ids)}
-    chosen: Scores = scored.scores[np.ix_(rows, [place[name] for name in ids])]
-    return chosen
+    weights = np.array([weight for weight, _ in there])
+    total = np.tensordot(weights, np.stack([each.scores for each in found]), axes=1)
+    return replace(found[0], scores=total, bounds=UNBOUNDED)
 
 
 # --- verdicts ---

@@ -6,31 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
-from peft_mllm.study.outcomes import Answers, Cell, Outcome, aligned, cells_of
+from peft_mllm.study.outcomes import Answers, Cell, Outcome, cells_of
+from peft_mllm.study.pairing import Scored, after_best, points_per_unit, scored_of
 from peft_mllm.study.paper.names import NO_PEFT, Setting, canonical_task, setting_of
 
-PER_CENT = {"caption": 100.0, "pope": 100.0, "chair": 100.0}
-"""Metrics whose official figure is a share or CIDEr's ratio: the paper prints them times 100."""
 SHARE_WITH_IMAGE = "scienceqa"
 """The paper's column is `SQA (img)`: trained on all questions, scored on those that have an image."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of a group on one task.
-
-    Attributes:
-        seeds: of the runs, in order.
-        ids: of the questions.
-        scores: (seeds, questions), in the paper's unit.
-    """
-
-    seeds: tuple[int | None, ...]
-    ids: tuple[str, ...]
-    scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -71,10 +52,9 @@ class Group:
 
     def scored_at(self, task: str, point: int) -> Scored | None:
         """Its scores on a task, so many scored points after the lowest validation loss; None where a seed has none."""
-        outcomes = [after_best(outcome, point) for outcome in self.cell.outcomes]
-        if any(outcome is None for outcome in outcomes):
-            return None
-        return _scored([outcome for outcome in outcomes if outcome is not None], task)
+        points = [(outcome, after_best(outcome, point)) for outcome in self.cell.outcomes]
+        there = [replace(outcome, scores=at.scores) for outcome, at in points if at is not None]
+        return _scored(there, task) if len(there) == len(points) else None
 
 
 def groups_of(outcomes: Sequence[Outcome]) -> tuple[Group, ...]:
@@ -88,29 +68,14 @@ def peft_only(groups: Iterable[Group]) -> tuple[Group, ...]:
     return tuple(group for group in groups if group.method not in NO_PEFT)
 
 
-def after_best(outcome: Outcome, point: int) -> Outcome | None:
-    """A run as it was at a point of its curve: 0 for the lowest validation loss, then 1, 2 ... after it."""
-    best = next((place for place, each in enumerate(outcome.curve) if each.best), None)
-    if best is None or best + point >= len(outcome.curve):
-        return None
-    return replace(outcome, scores=outcome.curve[best + point].scores)
-
-
-def scale(answers: Answers) -> float:
-    """What a score is multiplied with to be in the paper's unit."""
-    return PER_CENT.get(answers.metric.partition(":")[0], 1.0)
-
-
 def _scored(outcomes: Sequence[Outcome], task: str) -> Scored | None:
-    there = [outcome for outcome in outcomes if task in outcome.scores]
-    answers = [_with_image(outcome, task) for outcome in there]
-    if not answers or not all(answer.ids for answer in answers):
+    """In the paper's unit: where an official figure is a share or CIDEr's ratio, the paper prints it times 100."""
+    runs = [(outcome.seed, _with_image(outcome, task)) for outcome in outcomes if task in outcome.scores]
+    found = scored_of(runs) if runs else None
+    if found is None or not found.known:
         return None
-    common = set(answers[0].ids).intersection(*(answer.ids for answer in answers[1:]))
-    ids = tuple(name for name in answers[0].ids if name in common)
-    if not ids:
-        return None
-    return Scored(tuple(outcome.seed for outcome in there), ids, aligned(answers) * scale(answers[0]))
+    points, (low, high) = points_per_unit(runs[0][1].metric), found.bounds
+    return replace(found, scores=found.scores * points, bounds=(low * points, high * points))
 
 
 def _with_image(outcome: Outcome, task: str) -> Answers:

@@ -17,9 +17,10 @@ import numpy as np
 from peft_mllm.assets import PAPER
 from peft_mllm.files import read_json
 from peft_mllm.study.analysis import PaperCell
-from peft_mllm.study.inference.intervals import mean_interval, spread
+from peft_mllm.study.inference.intervals import clipped, mean_interval, spread
 from peft_mllm.study.outcomes import Outcome
-from peft_mllm.study.paper.groups import Group, Scored, groups_of, peft_only, scale
+from peft_mllm.study.pairing import Scored, points_per_unit
+from peft_mllm.study.paper.groups import Group, groups_of, peft_only
 from peft_mllm.study.paper.names import LOCATIONS, RATES, SIZES, canonical_task
 from peft_mllm.study.statistics import Estimate
 
@@ -114,7 +115,7 @@ def _transfer(groups: Sequence[Group], where: Row, column: Row) -> Estimate | No
     group = _best(groups, {**where, "task": where["source"]})
     target = next((task for task in group.tasks if canonical_task(task) == where["target"]), "") if group else ""
     scored = group.scored_at(target, column["point"]) if group and target else None
-    return mean_interval(scored.scores) if scored else None
+    return clipped(mean_interval(scored.scores), scored.bounds) if scored else None
 
 
 def _values(groups: Sequence[Group], where: Row, column: Row) -> Estimate | None:
@@ -181,9 +182,9 @@ def _distance(group: Group, where: Row) -> tuple[bool, bool, bool, int]:
 
 def _estimate(group: Group, task: str, scored: Scored | None) -> Estimate:
     if scored is not None:
-        return mean_interval(scored.scores)
+        return clipped(mean_interval(scored.scores), scored.bounds)
     answers = [outcome.scores[task] for outcome in group.cell.outcomes if task in outcome.scores]
-    return Estimate(float(np.mean([each.value * scale(each) for each in answers])))
+    return Estimate(float(np.mean([each.value * points_per_unit(each.metric) for each in answers])))
 
 
 def _with_averages(columns: Sequence[Row], ours: Sequence[Estimate | None]) -> list[Estimate | None]:

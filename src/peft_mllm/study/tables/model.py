@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peft_mllm.study import wording
@@ -72,20 +72,22 @@ class Table:
 
     def without_empty(self) -> Table:
         """The table without the columns that say nothing in any row."""
-        kept = [
-            place
-            for place in range(len(self.columns))
-            if any(row[place] is not None and row[place] != "" for row in self.rows)
+        says = [
+            any(row[place] is not None and row[place] != "" for row in self.rows) for place in range(len(self.columns))
         ]
+        return self._of([place for place, something in enumerate(says) if something])
+
+    def only(self, keys: Collection[str]) -> Table:
+        """The table with these columns alone."""
+        return self._of([place for place, column in enumerate(self.columns) if column.key in keys])
+
+    def _of(self, kept: Sequence[int]) -> Table:
         moved = {old: new for new, old in enumerate(kept)}
-        return Table(
-            self.name,
-            self.title,
-            self.caption,
-            [self.columns[place] for place in kept],
-            [[row[place] for place in kept] for row in self.rows],
-            frozenset((row, moved[place]) for row, place in self.strong if place in moved),
-            self.colours,
+        return replace(
+            self,
+            columns=[self.columns[place] for place in kept],
+            rows=[[row[place] for place in kept] for row in self.rows],
+            strong=frozenset((row, moved[place]) for row, place in self.strong if place in moved),
         )
 
 

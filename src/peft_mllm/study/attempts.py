@@ -20,7 +20,9 @@ from peft_mllm.files import append_lines, disk_errors, read_lines
 
 State = Literal["failed", "set aside", "lost", "forgiven"]
 
-ATTEMPTS = 3
+ATTEMPTS_FOLDER = "attempts"
+"""Of a study, with the attempts at its runs."""
+MOST_ATTEMPTS = 3
 HOPELESS = frozenset({EXIT_USAGE, EXIT_BAD_DATA, EXIT_DIVERGED})
 """Exit codes of what would happen again in the same way: nothing but the spec or the data can change it."""
 
@@ -54,7 +56,7 @@ class Attempts:
         most: failures after which a run is set aside.
     """
 
-    def __init__(self, folder: Path, *, most: int = ATTEMPTS) -> None:
+    def __init__(self, folder: Path, *, most: int = MOST_ATTEMPTS) -> None:
         self._folder, self._most = folder, most
 
     def of(self, run: str) -> list[Attempt]:
