@@ -15,7 +15,6 @@ import difflib
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,24 @@ from peft_mllm import errors, spec
 from peft_mllm.files import read_json
 from peft_mllm.listing import describe, options_of
 from peft_mllm.methods import METHODS
-from peft_mllm.study.compare import Comparison, compare
-from peft_mllm.study.conclude import conclusion
-from peft_mllm.study.drawings.looks import looks
-from peft_mllm.study.figures import gain_against_forgotten, score_against_size
-from peft_mllm.study.render import markdown_table
-from peft_mllm.study.results import Result, find_results, read_results
+from peft_mllm.study.analyse import analyse
+from peft_mllm.study.analysis import Analysis
+from peft_mllm.study.drawings.canvas import Drawing, page_svg, to_svg
+from peft_mllm.study.pages.sections import sections
+from peft_mllm.study.reading import read_study
+from peft_mllm.study.results import Result
+from peft_mllm.study.tables.overview import overview
+from peft_mllm.study.tables.writers import markdown_table
+from peft_mllm.study.view import View
 from peft_mllm.study.wording import and_list, duration
-from peft_mllm.tasks.scenes import SEEN
 
 ROOT = Path(__file__).resolve().parent.parent
 README = Path("README.md")
 TOUR = Path("docs/tour.md")
 PICTURE = Path("docs/images/demo.svg")
+COLUMNS = ("method", "score", "letters", "gain", "seen", "forgotten", "trainable", "disk", "seconds")
+"""Of the demo's table."""
+LETTERS = "Methods that share a letter cannot be told apart."
 
 EXITS = {
     "EXIT_DONE": "done",
@@ -56,6 +60,7 @@ BLOCKS: dict[str, tuple[type[BaseModel], str]] = {
     "generation": (spec.GenerationSpec, "As in transformers' `GenerationConfig`."),
     "retention": (spec.RetentionSpec, ""),
     "curve": (spec.CurveSpec, ""),
+    "speed": (spec.SpeedSpec, ""),
 }
 """The spec's parts with many keys, and what a key without a word of its own means."""
 WORDS = {
@@ -68,7 +73,6 @@ FOLDERS = {
     "assets/embedded": "the embedded base: a small trained LLaVA, as plain transformers loads it",
     "assets/evidence": "what studies found, for `peft-mllm advise`",
     "study/pages/templates": "the page of a study's report, with its style and script",
-    "study/templates": "the demo's page",
     "versus/templates": "the page that compares two runs",
 }
 STANDALONE = (
@@ -117,11 +121,11 @@ def wanted(runs: Path | None) -> dict[Path, str]:
         tour = between(tour, name, keys_table(name, model, otherwise))
     files = {TOUR: tour}
     if runs is not None:
-        results = demo_results(runs)
-        comparison = compare(results, task=task_of(results[0]), seen=SEEN)
-        readme = between(readme, "demo", demo_section(results, comparison))
+        analysis = analyse(read_study(runs))
+        results = [outcome.result for outcome in analysis.outcomes if outcome.result is not None]
+        readme = between(readme, "demo", demo_section(analysis, made_on(results)))
         readme = between(readme, "result", shortened(next(each for each in results if not each.is_zero_shot)))
-        files[PICTURE] = picture(comparison)
+        files[PICTURE] = picture(picture_of(analysis))
     return {README: readme, **files}
 
 
@@ -195,33 +199,23 @@ def first_sentence(module: Path) -> str:
 # --- from the demo's runs ---
 
 
-def demo_results(runs: Path) -> list[Result]:
-    """The demo's runs: zero-shot first, full fine-tuning last, the methods between in the shelf's order."""
-    results = read_results(find_results(runs))
-    tasks = Counter(map(task_of, results))
-    if len(tasks) > 1:
-        sys.exit(f"{runs} holds the runs of several tasks ({and_list(list(tasks))}); name the folder of one.")
-    order = list(METHODS)
-    return sorted(results, key=lambda each: (each.method.name == "full", order.index(each.method.name), each.name))
+def demo_section(analysis: Analysis, made: str) -> str:
+    """Table, conclusion, cautions, picture, and where the figures come from."""
+    table = markdown_table(overview(View(analysis)).only(COLUMNS)).split("\n\n")[1]
+    sentences = [block.sentence for block in analysis.blocks]
+    shown = f'<img src="{PICTURE}" width="900" alt="{picture_of(analysis).title}">'
+    return "\n\n".join([table.strip(), LETTERS, *sentences, " ".join(analysis.notes), made, shown])
 
 
-def task_of(result: Result) -> str:
-    """The task that a run was trained on."""
-    return str(result.spec["task"]["name"])
-
-
-def demo_section(results: list[Result], comparison: Comparison) -> str:
-    """Table, conclusion, notes, picture, and where the figures come from."""
-    trained = [result for result in results if not result.is_zero_shot]
-    machine = results[0].environment
+def made_on(results: list[Result]) -> str:
+    """Where the figures come from."""
+    machine, trained = results[0].environment, [result for result in results if not result.is_zero_shot]
     questions = {source.used for result in trained for source in result.data.values()}
-    made = (
-        f"Made by `make demo` on {machine['device']} (threads: {machine['threads']}, torch {machine['torch']}); "
-        f"trained on {and_list([str(n) for n in sorted(questions)])} questions; "
-        f"{duration(sum(result.seconds for result in trained))} of training in all."
+    return (
+        f"Made by `make demo` on {machine['device']} (torch {machine['torch']}), each run trained on "
+        f"{and_list([str(n) for n in sorted(questions)])} questions; the runs in this table took "
+        f"{duration(sum(result.seconds for result in trained))} of training in all, without the trials."
     )
-    shown = f'<img src="{PICTURE}" width="560" alt="Gain on the new task against what was forgotten of the old ones">'
-    return "\n\n".join([markdown_table(comparison).strip(), conclusion(comparison), *comparison.notes, made, shown])
 
 
 def shortened(result: Result) -> str:
@@ -231,7 +225,7 @@ def shortened(result: Result) -> str:
     kept = {key: whole[key] for key in ("name", "spec_id", "trainable")}
     kept["data"] = {split: some(each, "task", "read", "used", "quarantined") for split, each in whole["data"].items()}
     kept["training"] = some(whole["training"], "steps", "epochs", "seconds", "tokens_per_second")
-    task = task_of(result)
+    task = str(result.spec["task"]["name"])
     score = whole["scores"][task]
     kept["scores"] = {
         task: some(score, "metric", "n", "unparsed") | {"values": some(score["values"], *score["values"])}
@@ -245,13 +239,14 @@ def some(whole: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: round(whole[key], 3) if isinstance(whole[key], float) else whole[key] for key in keys}
 
 
-def picture(comparison: Comparison) -> str:
+def picture_of(analysis: Analysis) -> Drawing:
+    """The report's figure that README shows."""
+    return next(figure for part in sections(View(analysis)) for figure in part.figures if figure.key == "pareto")
+
+
+def picture(drawing: Drawing) -> str:
     """The figure as an SVG file of its own, for light and dark pages."""
-    look = looks([row.method for row in comparison.rows if not row.zero_shot])
-    drawn = gain_against_forgotten(comparison, look) or score_against_size(comparison, look)
-    if drawn is None:
-        sys.exit("These runs have nothing to draw: no trained run has a score.")
-    head, rest = drawn.svg.split(">", 1)
+    head, rest = page_svg(to_svg(drawing), drawing.key, drawing.title).split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg">\n<style>{STANDALONE}</style>{rest.rstrip()}\n'
 
 

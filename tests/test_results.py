@@ -9,7 +9,7 @@ import pytest
 
 from peft_mllm.errors import DataError
 from peft_mllm.files import sealed_json
-from peft_mllm.study.results import find_results, read_result, read_results
+from peft_mllm.study.results import find_results, read_result
 from study_samples import SEEN, TASK, write_run, write_study
 
 
@@ -97,7 +97,7 @@ def test_predictions_stay_in_the_run(run):
 def test_runs_are_found_below_a_folder(tmp_path):
     written = write_study(tmp_path)
     assert find_results(tmp_path) == sorted(written)
-    assert read_results(written)[0].name == "zero-shot"
+    assert read_result(written[0]).name == "zero-shot"
     assert set(read_result(written[0]).scores) == {TASK, *SEEN}
 
 
@@ -221,7 +221,7 @@ def test_reading_is_fast(tmp_path):
     for seed in range(runs):
         write_run(tmp_path, "lora", n=320, seed=seed)
     directories = find_results(tmp_path)
-    read_results(directories[:1])
+    read_result(directories[0])
 
     def spent(work) -> float:
         began = time.process_time()
@@ -229,7 +229,7 @@ def test_reading_is_fast(tmp_path):
         return time.process_time() - began
 
     def ours() -> None:
-        for result in read_results(directories):
+        for result in map(read_result, directories):
             assert len(result.predictions.grades(TASK)[1]) == 320
 
     def yardstick() -> None:  # a busy machine is slower for both

@@ -215,9 +215,9 @@ def test_images_that_changed_are_not_shown(runs_of_two, tmp_path):
         shutil.copytree(runs_of_two / name, tmp_path / name)
     result = read(tmp_path / "none/result.json")
     result.pop("sha256")
-    result["spec"]["task"]["options"]["seed"] = 1  # other scenes, and other ids
+    result["spec"]["evaluate"][0]["options"]["seed"] = 1  # other scenes, and other ids
     (tmp_path / "none/result.json").write_bytes(sealed_json(result))
-    page = render(compare_runs(tmp_path / "none", tmp_path / "lora", task="scenes_blank"))
+    page = render(compare_runs(tmp_path / "none", tmp_path / "lora", task="scenes_count"))  # which it forgot
     assert "<img" not in page
     assert "images are not shown" in page
 

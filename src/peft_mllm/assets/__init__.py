@@ -16,3 +16,6 @@ PAPER = Path(__file__).parent / "paper.json"
 
 PLAIN_TEXT = Path(__file__).parent / "plain_text.txt"
 """A short English text of our own, in paragraphs, to see what a model has forgotten of plain language."""
+
+QUICK = Path(__file__).parent / "quick.yaml"
+"""The smallest study, which the demo runs; `studies/quick.yaml` leads here."""

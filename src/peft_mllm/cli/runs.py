@@ -126,13 +126,17 @@ def list_(
 @verbs.command(epilog=example("peft-mllm demo", "peft-mllm demo --methods lora,layernorm --output runs/demo"))
 def demo(
     methods: Annotated[
-        str | None, typer.Option(help=f"The four of the study if left out; or some of {','.join(METHODS)}.")
+        str | None, typer.Option(help=f"The four of the paper if left out; or some of {','.join(METHODS)}.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="A generated task that the base has not seen.")] = None,
-    output: Annotated[Path, typer.Option(help="Directory for the runs and the page.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Directory for the runs and the report.")] = Path("runs/demo"),
 ) -> None:
-    """Compare methods on the embedded base in minutes: a table, and one HTML page."""
-    from peft_mllm.demo import run_demo
+    """Compare methods on the embedded base in about a minute, as a study: a table, and a report as one HTML page."""
+    from peft_mllm.cli.study import run_and_report
+    from peft_mllm.demo import demo_study, next_steps
 
-    page = run_demo(output, methods=methods.split(",") if methods else None, task=task)
-    console.print(f"\nThe page: {page}", markup=False, soft_wrap=True)
+    run_and_report(demo_study(output, methods=methods.split(",") if methods else (), task=task))
+    console.print("\nGo on with:")
+    for command, what in next_steps(output):
+        console.print(f"  {command}\n      [dim]{what}[/]", soft_wrap=True)
+    console.print("  Your own images and questions: docs/own-data.md. Studies: docs/study.md.")

@@ -7,7 +7,7 @@ Imports no torch: a report is made from files, on any machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -304,11 +304,6 @@ def find_results(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"{folder}: no {FILE} in it or below. Run `peft-mllm train` or `study` first.")
     return found
-
-
-def read_results(directories: Iterable[Path]) -> list[Result]:
-    """Read several run directories, in the order given."""
-    return [read_result(directory) for directory in directories]
 
 
 def read_result(directory: Path) -> Result:

@@ -1,4 +1,4 @@
-"""95 % intervals of scores, of differences between runs on the same questions, and whether two overlap.
+"""95 % intervals of one run's score, and of the difference between two runs on the same questions.
 
 The questions are the sample: an interval says how far a figure would move with other questions of the same
 kind. It says nothing of other seeds; for that, run more of them.
@@ -27,10 +27,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    def lies_above(self, other: Estimate) -> bool:
-        """Whether the whole interval lies above the other's whole interval."""
-        return self.low is not None and other.high is not None and self.low > other.high
-
 
 def estimate_mean(scores: Sequence[float], *, value: float) -> Estimate:
     """The interval of a headline figure from its questions.
@@ -44,29 +40,23 @@ def estimate_mean(scores: Sequence[float], *, value: float) -> Estimate:
     """
     if not scores:
         return Estimate(value)
-    low, high = _wilson(scores) if set(scores) <= {0.0, 1.0} else _bootstrap([np.asarray(scores)])
+    low, high = _wilson(scores) if set(scores) <= {0.0, 1.0} else _bootstrap(np.asarray(scores))
     unit = _unit(scores, value)
     return Estimate(value, low * unit, high * unit)
 
 
-def estimate_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, value: float) -> Estimate:
-    """The interval of a mean difference between two runs over one or more tasks.
+def estimate_difference(first: Sequence[float], second: Sequence[float], *, value: float) -> Estimate:
+    """The interval of the mean difference between two runs; questions are resampled in pairs.
 
     Args:
-        pairs: per task, the scores of two runs on the same questions in the same order, in the headline's
-            unit. Questions are resampled in pairs within their task; every task has the same weight.
+        first: scores of one run, in the headline's unit.
+        second: of the other, on the same questions in the same order.
         value: the difference itself.
     """
-    if not pairs or any(not first for first, _ in pairs):
+    if not first:
         return Estimate(value)
-    low, high = _bootstrap([np.asarray(first) - np.asarray(second) for first, second in pairs])
+    low, high = _bootstrap(np.asarray(first) - np.asarray(second))
     return Estimate(value, low, high)
-
-
-def in_unit(scores: Sequence[float], value: float) -> list[float]:
-    """Per-question scores in the headline's unit."""
-    unit = _unit(scores, value)
-    return [score * unit for score in scores]
 
 
 def _unit(scores: Sequence[float], value: float) -> float:
@@ -86,17 +76,16 @@ def _wilson(scores: Sequence[float]) -> tuple[float, float]:
     return (low if right else 0.0, high if right < questions else 1.0)
 
 
-def _bootstrap(samples: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """The percentile interval of the mean of the samples' means."""
+def _bootstrap(sample: NDArray[np.float64]) -> tuple[float, float]:
+    """The percentile interval of the sample's mean."""
     # imported here: it takes half a second, and `--help` passes by this module
     from scipy.stats import bootstrap  # type: ignore[import-untyped]
 
-    if all(np.ptp(sample) == 0 for sample in samples):
-        same = float(np.mean([sample[0] for sample in samples]))
-        return same, same
+    if np.ptp(sample) == 0:
+        return float(sample[0]), float(sample[0])
     outcome = bootstrap(
-        samples,
-        lambda *drawn, axis: np.mean([np.mean(values, axis=axis) for values in drawn], axis=0),
+        [sample],
+        np.mean,
         n_resamples=RESAMPLES,
         batch=100,
         vectorized=True,

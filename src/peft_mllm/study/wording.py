@@ -41,13 +41,6 @@ def count(number: int) -> str:
     return str(number)
 
 
-def per_cent(share: float | None) -> str:
-    """A share with as many digits as a small one needs: `0.009 %`, `4.3 %`."""
-    if share is None:
-        return ""
-    return f"{share:.1f}{GLUE}%" if share >= 1 else f"{share:.2g}{GLUE}%"
-
-
 def duration(seconds: float) -> str:
     """`21 s`, `3 min 5 s`, `2 h 10 min`."""
     if not seconds:

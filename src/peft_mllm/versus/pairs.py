@@ -236,7 +236,7 @@ def _difference(a: Score, b: Score, pairs: Sequence[Pair]) -> Estimate:
     if any(abs(other - unit) > 1e-6 * abs(unit) for other in units):
         return Estimate(value)  # a figure such as F1: no mean over questions
     scaled = [unit * score for score in second], [unit * score for score in first]
-    return estimate_difference([scaled], value=value)
+    return estimate_difference(*scaled, value=value)
 
 
 def _sentence(contest: Contest, names: tuple[str, str]) -> str:

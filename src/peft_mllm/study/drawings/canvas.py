@@ -18,22 +18,7 @@ STYLE = {
     "svg.hashsalt": "peft_mllm",
     "text.parse_math": False,
     "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "text.color": INK,
-    "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.1,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
 }
 
 

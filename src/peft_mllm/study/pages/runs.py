@@ -75,6 +75,7 @@ def _sections(outcome: Outcome) -> Iterator[tuple[str, Pairs]]:
     )
     if outcome.result:
         yield "Training", list(_training(outcome.result))
+        yield "Retention", [(name, _kept(sides)) for name, sides in outcome.result.retention.items()]
         yield "Provenance", list(_provenance(outcome.result))
 
 
@@ -105,6 +106,16 @@ def _training(result: Result) -> Iterator[tuple[str, str]]:
         best = training.best or {}
         said = [f"{name} {value:.4g}" for name, value in best.items() if type(value) in (int, float)]
         yield from [("best", ", ".join(said))] if said else []
+
+
+def _kept(sides: Mapping[str, Mapping[str, float]]) -> str:
+    """Of one subject, before the training and after."""
+    before, after = sides["before"], sides["after"]
+    loss = f"loss {before['loss']:.3f} before, {after['loss']:.3f} after"
+    if "exact" not in before:
+        return loss
+    exact = [f"{wording.figure(side['exact'])}{wording.GLUE}%" for side in (before, after)]
+    return f"{loss}; the reference to the token: {exact[0]} before, {exact[1]} after"
 
 
 def _provenance(result: Result) -> Iterator[tuple[str, str]]:
