@@ -69,16 +69,19 @@ def test_batches_change_no_answer(family):
         assert asked(tuned, size=size).answers == alone.answers
 
 
-def test_the_tower_sees_an_image_once(tuned, monkeypatch):
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_tower_sees_an_image_once(tuned, monkeypatch, beams):
+    """By trees, and where transformers' generate is asked."""
     seen, opened = [], []
     tower = tuned.base.get_submodule(tuned.family.anatomy.vision[0])
     real = tower.forward
     monkeypatch.setattr(tower, "forward", lambda pixels, *a, **k: (seen.append(len(pixels)), real(pixels, *a, **k))[1])
     load = tiny.Picture.load
     monkeypatch.setattr(tiny.Picture, "load", lambda self: (opened.append(self.number), load(self))[1])
-    asked(tuned, RECORDS[:11], size=100)
-    assert seen == [4]
-    assert sorted(opened) == [0, 1, 2, 3]
+    asked(tuned, RECORDS[:11], size=100, generation=GenerationSpec(num_beams=beams))
+    assert seen == ([1, 2, 4] if beams == 1 else [4]), "first, two questions are asked both ways as a proof"
+    assert sorted(opened[-4:]) == [0, 1, 2, 3]
+    assert len(opened) == 4 + 2 * (beams == 1)
     hooks = len(tower._forward_pre_hooks)
     with vision_once(tuned, [("a",), ("a",)]):
         assert len(tower._forward_pre_hooks) == hooks + 1
@@ -127,7 +130,7 @@ def test_the_hash_of_a_question_is_the_models_own_and_that_of_its_words_is_not()
 
 def test_an_end_is_told_from_a_cut(tuned):
     stops = [tuned.family.tokenizer.eos_token_id]
-    row = torch.tensor([7, 8, stops[0], 3, 3])
+    row = [7, 8, stops[0], 3, 3]
     assert evaluation._answer(" x ", row, set(stops)) == Answer("x", 2, "end")
     assert evaluation._answer("x", row[:2], set(stops)) == Answer("x", 2, "length")
     assert options(tuned, GenerationSpec(), 3)["pad_token_id"] == pad_token(tuned)
@@ -158,7 +161,7 @@ def counted(monkeypatch):
     """The ids of the questions that are generated, in order."""
     ids: list[str] = []
     real = evaluation.ask
-    monkeypatch.setattr(evaluation, "ask", lambda t, s, o: (ids.extend(x.id for x in s), real(t, s, o))[1])
+    monkeypatch.setattr(evaluation, "ask", lambda t, s, o, **k: (ids.extend(x.id for x in s), real(t, s, o, **k))[1])
     return ids
 
 

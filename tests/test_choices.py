@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import tiny
-from peft_mllm.choices import RULES, choices_of, choose, tree_of
+from peft_mllm import choices
+from peft_mllm.choices import RULES, choices_of, choose, tree_of, trees_of
 from peft_mllm.evaluation import evaluate
 from peft_mllm.record import Turn
 from peft_mllm.spec import GenerationSpec
@@ -109,6 +110,60 @@ def test_the_question_is_shared_and_no_choice_is():
     tree = tree_of(samples)
     assert tree.shared == len(family.encode(record, answer=False).ids)
     assert tree.shared > samples[0].image_end
+
+
+def asked_as(family, records):
+    """Each record with each of its choices."""
+    return [
+        [
+            family.encode(replace(record, turns=(*record.question, Turn("assistant", text))))
+            for text in choices_of(record)
+        ]
+        for record in records
+    ]
+
+
+def several(id, words, *, images=(1,)):
+    """A question of so many words about an image, with two choices."""
+    return choice(f"{id} {'word ' * words}", images=images, texts=("yes", "no"))
+
+
+def test_questions_share_their_image_where_that_costs_less():
+    family, wide = tiny.family(), 4096
+
+    def rows(asked, width=wide):
+        return [sorted({sample.id.split()[0] for sample in tree.samples}) for tree in trees_of(asked, width)]
+
+    short = asked_as(family, [several("a", 0), several("b", 0), several("c", 1, images=(2,)), several("d", 0)])
+    assert rows(short) == [["a", "b", "d"], ["c"]]
+    assert all(tree.shared >= tree.samples[0].image_end for tree in trees_of(short, wide))
+    long = asked_as(family, [several("a", 60), several("b", 60)])
+    assert rows(long) == [["a"], ["b"]], "else each question is computed for each choice"
+    between = asked_as(family, [several(name, 4) for name in "abcd"])
+    assert rows(between) == [["a", "b", "c", "d"]]
+    assert rows(between, 4) == [["a"], ["b"], ["c"], ["d"]], "where scores are all that counts"
+    alone = [several(f"x{n}", 0, images=(n,)) for n in range(2, 9)]
+    uneven = asked_as(family, [*(several(f"{i}", 0) for i in range(12)), *alone])
+    assert len(rows(uneven)) == 19, "padding counts"
+    texts = asked_as(family, [choice("a", images=()), choice("b", images=())])
+    assert rows(texts) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+@pytest.mark.parametrize("family", ["llava", "qwen_vl"])
+def test_sharing_an_image_changes_no_figure(family, method, monkeypatch):
+    monkeypatch.setattr(choices, "trees_of", lambda asked, width: trees_of(asked, 4096))
+    tuned = tiny.stir(tiny.tune(method, on=tiny.family(family)))
+    tuned.model.eval()
+    records = [several("a", 0), several("b", 0, images=(2,)), several("c", 1), several("d", 0), choice("e", images=())]
+    assert len(choices.trees_of(asked_as(tuned.family, records[:4]), 32)) == 2
+    for some in (records, records[:4]):
+        by_tree = choose(tuned, some, "likelihood", rows=4, pad_id=0)
+        alone = [choose(replace(tuned, trees=False), [each], "likelihood", rows=4, pad_id=0)[0] for each in some]
+        for one, other in zip(by_tree, alone, strict=True):
+            torch.testing.assert_close(torch.tensor(one.losses), torch.tensor(other.losses), rtol=1e-5, atol=1e-6)
+            assert one.text == other.text
+    assert len({answer.losses for answer in by_tree}) > 2
 
 
 def test_choices_are_written_as_the_task_answers():

@@ -7,7 +7,8 @@ With l_1 .. l_n the cross-entropies of a choice's n tokens after the question (t
     likelihood_chars  (l_1 + .. + l_n) / characters    lm-evaluation-harness's acc_norm
 
 The choices are written as the task writes its answers: letters where the reference is a letter, else texts. The
-choices of one question share it as the prefix of a tree, so the question and its image are computed once.
+choices of one question share it as the prefix of a tree, so the question and its image are computed once. Where that
+costs less, the questions of one image share the image instead, each with each of its choices being a branch.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def choose(tuned: Tuned, records: Sequence[Record], rule: str, *, rows: int, pad
         tuned: the model.
         records: questions that have choices.
         rule: a name of `RULES`.
-        rows: of a batch where the model takes no trees; a tree is one row with all choices of its question.
+        rows: of a batch where the model takes no trees; a tree is one row with all choices of its questions.
         pad_id: token id under padding.
     """
     offered = [choices_of(record) for record in records]
@@ -98,13 +99,53 @@ def tree_of(samples: Sequence[Sample]) -> Tree:
     return Tree(tuple(samples), sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
+def trees_of(asked: Sequence[Sequence[Sample]], width: int) -> list[Tree]:
+    """The choices of some questions as the rows that cost least: one for each question, or some for an image.
+
+    Args:
+        asked: each question with each of its choices.
+        width: of the decoder's hidden states.
+    """
+    groups: dict[object, list[Sequence[Sample]]] = {}
+    for i, samples in enumerate(asked):
+        first = samples[0]
+        key = tuple(image.key for image in first.images) if first.images else i
+        groups.setdefault((key, first.ids[: first.image_end]), []).append(samples)
+    apart = [tree_of(samples) for samples in asked]
+    merged: list[Tree] = []
+    for group in groups.values():
+        each = [tree_of(samples) for samples in group]
+        one = tree_of([sample for samples in group for sample in samples])
+        merged += [one] if _covers(one) and _cost([one], width) < _cost(each, width) else each
+    return min(apart, merged, key=lambda trees: _cost(trees, width))
+
+
+def _cost(trees: Sequence[Tree], width: int) -> float:
+    """What rows of trees cost, padding included: products by the token, and scores by pairs of tokens.
+
+    A layer has about 24 D^2 operations a token and 4 D a pair. Those of masked scores take four times as long, as
+    measured on a CPU; so a row of T tokens costs T (6 D + 4 T).
+    """
+    length = max(tree.length for tree in trees)
+    return len(trees) * length * (6 * width + 4 * length)
+
+
+def _covers(tree: Tree) -> bool:
+    """Whether a tree's images are all in its prefix."""
+    return tree.shared >= tree.samples[0].image_end
+
+
 def _losses(tuned: Tuned, asked: Sequence[Sequence[Sample]], *, rows: int, pad_id: int) -> list[float]:
     """The summed cross-entropy of each choice of each question, in order."""
-    pixels = tuned.family.pixels
-    if tuned.trees and all(tree_of(samples).shared >= samples[0].image_end for samples in asked):
-        batch = collate([tree_of(samples) for samples in asked], pixels=pixels, pad_id=pad_id)
-        return _sums(tuned, batch)
+    pixels, reach = tuned.family.pixels, tuned.family.reach
     alone = [sample for samples in asked for sample in samples]
+    near = reach is None or all(len(sample.ids) <= reach for sample in alone)
+    if tuned.trees and near and all(_covers(tree_of(samples)) for samples in asked):
+        trees = trees_of(asked, tuned.decoder.config.get_text_config().hidden_size)
+        sums = _sums(tuned, collate(trees, pixels=pixels, pad_id=pad_id))
+        planted = [sample for tree in trees for sample in tree.samples]
+        found = {id(sample): loss for sample, loss in zip(planted, sums, strict=True)}
+        return [found[id(sample)] for sample in alone]
     together = [alone[i : i + rows] for i in range(0, len(alone), rows)]
     batches = (collate_padded(some, pixels=pixels, pad_id=pad_id) for some in together)
     return [loss for batch in batches for loss in _sums(tuned, batch)]

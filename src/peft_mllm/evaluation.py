@@ -1,7 +1,8 @@
 """Ask, then score: get an answer to every question of a split, and apply the task's metric.
 
-Answers are generated; multiple choice can be answered by likelihood instead (choices.py). Each is on the disk as soon
-as its batch is done (answers.py), so the same command goes on where it was stopped.
+Answers are generated, greedy ones for all questions of an image together (decoding.py); multiple choice can be answered
+by likelihood instead (choices.py). Each is on the disk as soon as its batch is done (answers.py), so the same command
+goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from peft_mllm.answers import Answer, AnswerFile, question_key
 from peft_mllm.choices import RULES, choices_of, choose
 from peft_mllm.data.encode import Sample
 from peft_mllm.data.trees import collate_padded
+from peft_mllm.decoding import Decoder
 from peft_mllm.errors import RESUME, Interrupted
 from peft_mllm.metrics import Scores, metric_named
 from peft_mllm.prompts import Prompt, prompt_of, together
@@ -26,7 +27,7 @@ from peft_mllm.record import IMAGE_MARK, Record
 from peft_mllm.seeds import derive
 from peft_mllm.spec import GenerationSpec
 from peft_mllm.tuned import Tuned
-from peft_mllm.vision_once import opened_once, vision_once
+from peft_mllm.vision_once import vision_once
 from peft_mllm.world import World
 
 
@@ -158,7 +159,7 @@ def evaluate(
         if world.any(stop()):
             raise Interrupted(f"Stopped while evaluating: {RESUME}")
         mine = missing[start + world.rank] if start + world.rank < len(missing) else []
-        new = world.gather(list(zip(mine, asker.ask(mine, prompts, batch_size), strict=True)))
+        new = world.gather(list(zip(mine, asker.ask(mine, batch_size), strict=True)))
         file.append([(keys[i], answer) for i, answer in new])
         answers |= dict(new)
         report(len(new))
@@ -187,6 +188,7 @@ class Asker:
     ) -> None:
         self.tuned, self.records, self.told, self.choices, self.seed = tuned, records, told, choices, seed
         self.by_choice = choices in RULES and all(choices_of(record) for record in records)
+        self._decoder = Decoder(tuned, told)
         self._samples: dict[int, Sample] = {}
 
     def prompts(self, world: World) -> list[Prompt]:
@@ -204,7 +206,7 @@ class Asker:
             decided |= {"seed": self.seed, "questions": len(self.records)}
         return decided
 
-    def ask(self, indices: Sequence[int], prompts: Sequence[Prompt], rows: int) -> list[Answer]:
+    def ask(self, indices: Sequence[int], rows: int) -> list[Answer]:
         """The answers to some questions, in their order."""
         offered = [i for i in indices if self.choices in RULES and choices_of(self.records[i])]
         answers: dict[int, Answer] = {}
@@ -215,15 +217,13 @@ class Asker:
         spoken = [i for i in indices if i not in answers]
         step = len(spoken) if self.tuned.takes_padding else 1
         for start in range(0, len(spoken), step or 1):
-            answers |= self._generated(spoken[start : start + step], prompts)
+            answers |= self._generated(spoken[start : start + step])
         return [answers[i] for i in indices]
 
-    def _generated(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> dict[int, Answer]:
+    def _generated(self, indices: Sequence[int]) -> dict[int, Answer]:
         torch.manual_seed(derive(self.seed, "generate", self.records[indices[0]].id))
-        images = [prompts[i].images for i in indices]
-        samples = opened_once([self._sample(i) for i in indices], images)
-        with vision_once(self.tuned, images):
-            return dict(zip(indices, ask(self.tuned, samples, self.told), strict=True))
+        samples = [self._sample(i) for i in indices]
+        return dict(zip(indices, ask(self.tuned, samples, self.told, decoder=self._decoder), strict=True))
 
     def _sample(self, i: int) -> Sample:
         """The prompt; encoded anew where another process made it, and let go once asked."""
@@ -240,21 +240,36 @@ class Asker:
         return rule if chosen == len(answers) else f"{chosen} {rule}; the other {len(answers) - chosen} {spoken}"
 
 
-def ask(tuned: Tuned, samples: Sequence[Sample], told: Mapping[str, object]) -> list[Answer]:
-    """The model's answers to encoded prompts; `told` are options of transformers' generate."""
+def ask(
+    tuned: Tuned, samples: Sequence[Sample], told: Mapping[str, object], *, decoder: Decoder | None = None
+) -> list[Answer]:
+    """The model's answers to encoded prompts.
+
+    Args:
+        tuned: the model.
+        samples: the prompts.
+        told: options of transformers' generate, which is asked where the decoder cannot.
+        decoder: of the same model, made with the same options.
+    """
+    said = decoder.answer(samples) if decoder and decoder.takes(samples) else _generate(tuned, samples, told)
+    texts = tuned.family.tokenizer.batch_decode(said, skip_special_tokens=True)
+    ends = told.get("eos_token_id") or ()
+    stops = set(ends) if isinstance(ends, (list, tuple)) else {ends}
+    return [_answer(text, ids, stops) for text, ids in zip(texts, said, strict=True)]
+
+
+def _generate(tuned: Tuned, samples: Sequence[Sample], told: Mapping[str, object]) -> list[list[int]]:
+    """What transformers' generate says to prompts, padded to the longest."""
     pad = told["pad_token_id"]
     assert isinstance(pad, int)
     batch = collate_padded(samples, pixels=tuned.family.pixels, pad_id=pad, left=True).to(tuned.device)
-    new = tuned.generate(batch, **told)
-    texts = tuned.family.tokenizer.batch_decode(new, skip_special_tokens=True)
-    ends = told.get("eos_token_id") or ()
-    stops = set(ends) if isinstance(ends, (list, tuple)) else {ends}
-    return [_answer(text, row, stops) for text, row in zip(texts, new, strict=True)]
+    with vision_once(tuned, [[image.key for image in sample.images] for sample in samples]):
+        said: list[list[int]] = tuned.generate(batch, **told).tolist()
+    return said
 
 
-def _answer(text: str, row: Tensor, stops: set[object]) -> Answer:
-    """A row of new tokens (new,) as an answer; what comes after the first end mark is padding."""
-    ids = row.tolist()
+def _answer(text: str, ids: Sequence[int], stops: set[object]) -> Answer:
+    """New tokens as an answer; what comes after the first end mark is padding."""
     end = next((i for i, token in enumerate(ids) if token in stops), None)
     return Answer(text.strip(), len(ids) if end is None else end, "length" if end is None else "end")
 
