@@ -1,57 +1,23 @@
-"""Several questions about one image in one batch: the file is opened once, and the vision tower sees it once.
+"""Several questions about one image in a padded batch: the vision tower sees it once.
 
-Exact: every row gets the features that its own pass through the tower would have given. A tower that takes its
-images in another shape than (N, C, H, W) is left as it is.
+For models and options that do not go by trees (decoding.py). Exact: every row gets the features that its own pass
+through the tower would have given. A tower that takes its images in another shape than (N, C, H, W) is left as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
-from peft_mllm.data.encode import Sample
-from peft_mllm.record import ImageSource
+from peft_mllm.data.seeing import Seeing
 from peft_mllm.tuned import Tuned
 
 Keys = Sequence[Sequence[str]]
 """The key of each image of each row of a batch."""
-
-
-@dataclass(frozen=True)
-class _Kept(ImageSource):
-    """An image that stays open as long as its batch."""
-
-    source: ImageSource
-    name: str
-
-    @property
-    def key(self) -> str:
-        return self.name
-
-    @cached_property
-    def _image(self) -> Image:
-        return self.source.load()
-
-    def load(self) -> Image:
-        return self._image
-
-
-def opened_once(samples: Sequence[Sample], keys: Keys) -> list[Sample]:
-    """The same samples, whose equal images are loaded once."""
-    kept: dict[str, _Kept] = {}
-    for sample, names in zip(samples, keys, strict=True):
-        for source, name in zip(sample.images, names, strict=True):
-            kept.setdefault(name, _Kept(source, name))
-    return [
-        replace(sample, images=tuple(kept[name] for name in names)) for sample, names in zip(samples, keys, strict=True)
-    ]
 
 
 @contextmanager
@@ -59,7 +25,7 @@ def vision_once(tuned: Tuned, keys: Keys) -> Iterator[None]:
     """Until the context ends, let the vision tower see each of a batch's distinct images once."""
     flat = [name for names in keys for name in names]
     distinct = list(dict.fromkeys(flat))
-    tower = _tower(tuned)
+    tower = None if isinstance(tuned.family.pixels, Seeing) else _tower(tuned)  # which shows it each image once itself
     if tower is None or len(distinct) == len(flat):
         yield
         return

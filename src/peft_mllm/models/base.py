@@ -56,6 +56,7 @@ class Family(ABC):
         model: the transformers model.
         tokenizer: its tokenizer.
         trees: whether samples of one image may be tried as one tree; a model whose mask is not causal says no.
+        reach: tokens up to which nothing that a prompt's first tokens compute depends on its length; None is any.
         notes: what a user should know of how this model was put together.
         patches: positions that the vision tower computes for an image; 0 where that depends on the image.
     """
@@ -64,6 +65,7 @@ class Family(ABC):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trees: bool = True
+    reach: int | None = None
     notes: tuple[str, ...] = ()
     patches: int = 0
 
@@ -123,6 +125,11 @@ class Family(ABC):
             images: RGB, those of each row of a batch; there is at least one in all.
             input_ids: (R, T) the rows' tokens, for models whose image arguments depend on them.
         """
+
+    @property
+    @abstractmethod
+    def image_settings(self) -> Mapping[str, Any]:
+        """What decides pixels beside the images: the settings of the image processor."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (A, V) of the decoder's hidden states (A, D): the head alone, unless a model does more."""

@@ -166,6 +166,12 @@ class Llava(Family):
         pixel_values = self.image_processor(images=given, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values}
 
+    @property
+    def image_settings(self) -> Mapping[str, Any]:
+        """Those of CLIP's processor."""
+        settings: Mapping[str, Any] = self.image_processor.to_dict()
+        return settings
+
     def save(self, directory: Path) -> None:
         """An HF directory with model, tokenizer, processor and chat template, which plain transformers loads."""
         from transformers import LlavaProcessor

@@ -199,6 +199,11 @@ class Generic(Family):
             name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in made.items()
         }
 
+    @property
+    def image_settings(self) -> Mapping[str, Any]:
+        """The processor's own, and what it tells its image processor."""
+        return {"processor": self.processor.to_dict(), "images": self.processor.image_processor.to_dict()}
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (A, V) of hidden states (A, D), by the model's own rule where that is more than its head."""
         if self._plain_head:

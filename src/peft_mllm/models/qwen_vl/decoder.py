@@ -121,7 +121,7 @@ class QwenVLMLP(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(R, T, D) -> (R, T, D)."""
-        return self.c_proj(self.w1(states) * F.silu(self.w2(states)))
+        return self.c_proj(F.silu(self.w2(states)) * self.w1(states))
 
 
 class QwenVLBlock(GradientCheckpointingLayer):

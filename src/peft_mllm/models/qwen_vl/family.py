@@ -53,6 +53,7 @@ class QwenVL(Family):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.patches = (model.config.visual["image_size"] // model.config.visual["patch_size"]) ** 2
+        self.reach = model.config.seq_length if model.config.use_dynamic_ntk else None
         model.generation_config.eos_token_id = list(self.stops)
         model.generation_config.pad_token_id = self.tokenizer.pad_token_id
 
@@ -122,6 +123,12 @@ class QwenVL(Family):
         """`pixel_values` (N, 3, S, S), each image stretched to the tower's square."""
         flat = [image for row in images for image in row]
         return {"pixel_values": self.processor.image_processor(images=flat, return_tensors="pt")["pixel_values"]}
+
+    @property
+    def image_settings(self) -> Mapping[str, Any]:
+        """The square's side and the normalisation."""
+        settings: Mapping[str, Any] = self.processor.image_processor.to_dict()
+        return settings
 
     @property
     def stops(self) -> tuple[int, ...]:
