@@ -19,7 +19,7 @@ from runs import assert_same, command, lines, read, tiny, write_spec
 
 VERBS = [
     ["train"], ["evaluate"], ["list"], ["demo"], ["convert"], ["import-adapter"], ["export"], ["chat"], ["matrix"],
-    ["inspect"], ["score"], ["compare"], ["reproduce"], ["annotate"], ["advise"],
+    ["inspect"], ["score"], ["compare"], ["reproduce"], ["annotate"], ["advise"], ["plan"],
     ["data", "check"], ["data", "prepare"], ["data", "preview"], ["data", "convert"],
     ["study", "plan"], ["study", "run"], ["study", "status"], ["study", "report"],
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from peft_mllm.methods.base import Method
 from peft_mllm.models import Family
 from peft_mllm.parts import sizes_of
 from peft_mllm.spec import ModelSpec
-from peft_mllm.tuned import attach
+from peft_mllm.tuned import Tuned, attach
 
 
 class BareModel:
@@ -35,8 +35,10 @@ class BareModel:
         """Parameters by part and what else the formulas for FLOPs need: `parts.sizes_of`."""
         return sizes_of(self.family.model, self.family.anatomy)
 
-    def trained(self, method: Method[Any], *, connector: bool = False, vision: bool = False) -> dict[str, int]:
-        """Trainable parameters by part.
+    def attached(
+        self, method: Method[Any], *, connector: bool = False, vision: bool = False, bf16: bool = False
+    ) -> Tuned:
+        """A method on a copy, on meta.
 
         Raises:
             MethodError: the method cannot work on this model.
@@ -44,9 +46,17 @@ class BareModel:
         fresh = copy.copy(self.family)
         fresh.model = copy.deepcopy(self.family.model)
         with torch.device("meta"):
-            tuned = attach(fresh, method, connector=connector, vision=vision)
+            return attach(fresh, method, connector=connector, vision=vision, bf16=bf16)
+
+    def trained(self, method: Method[Any], *, connector: bool = False, vision: bool = False) -> dict[str, int]:
+        """Trainable parameters by part.
+
+        Raises:
+            MethodError: the method cannot work on this model.
+        """
+        tuned = self.attached(method, connector=connector, vision=vision)
         counted: dict[str, int] = {}
         for name, parameter in tuned.trainable().items():
-            part = fresh.anatomy.part_of(name)
+            part = tuned.family.anatomy.part_of(name)
             counted[part] = counted.get(part, 0) + parameter.numel()
         return counted

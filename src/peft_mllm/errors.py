@@ -52,6 +52,10 @@ class DivergedError(UserError):
     exit_code = EXIT_DIVERGED
 
 
+class OutOfMemory(UserError):  # noqa: N818 - the name by which it is known
+    """A step of training does not fit into memory; the last checkpoint is good."""
+
+
 class Interrupted(UserError):  # noqa: N818 - it is an outcome, not an error: the run is saved and resumes
     """SIGTERM or Ctrl-C: the state is saved, and the same command goes on."""
 

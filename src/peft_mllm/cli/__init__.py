@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from peft_mllm.cli import advise, annotate, compare, data, models, prepare, reproduce, runs, scores, study
+from peft_mllm.cli import advise, annotate, compare, data, models, plan, prepare, reproduce, runs, scores, study
 from peft_mllm.cli.say import fail, show_warning
 from peft_mllm.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, RESUME, DegradedModel, UserError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(runs.verbs)
 app.add_typer(models.verbs)
+app.add_typer(plan.verbs)
 app.add_typer(scores.verbs)
 app.add_typer(compare.verbs)
 app.add_typer(reproduce.verbs)

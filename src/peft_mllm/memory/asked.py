@@ -1,0 +1,84 @@
+"""The memory plan of a spec before it runs: from the model's config, the method and the first of the data."""
+
+from __future__ import annotations
+
+import torch
+
+from peft_mllm.bare import BareModel
+from peft_mllm.data.plan import Plan
+from peft_mllm.data.supply import Supply
+from peft_mllm.errors import SpecError
+from peft_mllm.evaluation import pad_token
+from peft_mllm.exactness import layouts
+from peft_mllm.lean import install
+from peft_mllm.loading import dtype_for
+from peft_mllm.memory.free import free_bytes
+from peft_mllm.memory.plan import MemoryPlan
+from peft_mllm.memory.prepare import plan_run
+from peft_mllm.methods import METHODS
+from peft_mllm.spec import Spec
+from peft_mllm.specfile import build
+from peft_mllm.tasks import TASKS
+
+
+def plan_of(spec: Spec, *, available: int | None = None) -> MemoryPlan:
+    """How the steps of a spec would be computed here; no weights are loaded.
+
+    The samples are the first of the training data as the task gives them, and taken to be laid out in the quickest way
+    that the model allows: the run itself proves that it is exact.
+
+    Args:
+        spec: of the run.
+        available: bytes that there are; what is free here if left out.
+
+    Raises:
+        SpecError: it trains nothing.
+        ModelError: there is no such model.
+        MethodError: the method cannot work on it.
+        DataError: the training data cannot be read.
+    """
+    method = build(METHODS, spec.method)
+    opened = {"connector": spec.connector != "frozen", "vision": spec.vision == "tuned"}
+    if not method.tunes_llm and not any(opened.values()):
+        raise SpecError("This spec trains nothing, and scoring takes little more memory than the weights.")
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    dtype = dtype_for(spec.model.dtype, device)
+    bare = BareModel.of(spec.model.model_copy(update={"quantization": "none"}))
+    if spec.connector == "released":
+        bare.family.anatomy = bare.family.anatomy.released()
+    tuned = bare.attached(method, **opened, bf16=spec.train.bf16 or dtype == "bfloat16")
+    if spec.speed.lean == "auto":
+        install(tuned.base, tuned.family.anatomy)
+    task = build(TASKS, spec.task)
+    records = task.records("train")
+    count = min(len(records), spec.data.max_train_samples or len(records))
+    supply = Supply(
+        records=records,
+        encode=lambda record: bare.family.encode(record, labels=spec.data.labels),
+        pixels=tuned.family.pixels,
+        pad_id=pad_token(tuned),
+        layout=layouts(tuned, spec)[0],
+        share=spec.data.share_prefix,
+    )
+    size = spec.train.per_device_train_batch_size
+    accumulated = spec.train.gradient_accumulation_steps if count > size else 1
+    order = _InOrder(size=count, micro_batch=size, micro_batches=accumulated, seed=spec.seed)
+    return plan_run(
+        tuned,
+        supply,
+        order,
+        spec,
+        device=device,
+        dtype=getattr(torch, dtype),
+        available=free_bytes(device) if available is None else available,
+        whole=True,
+        quantization=spec.model.quantization,
+    )
+
+
+class _InOrder(Plan):
+    """The data as it comes: questions about one image mostly stand together."""
+
+    def order(self, epoch: int) -> list[int]:
+        """All samples, from the first."""
+        return list(range(self.size))
