@@ -23,11 +23,12 @@ FLOORS = [
     {"errors"},
     {"assets", "bins", "document", "files", "interrupt", "record", "seeds", "shelf", "spec", "weights", "world"},
     {"anatomy", "answers", "pages", "progress", "provenance", "rundir", "scenes", "screen", "trackers"},
-    {"attention", "data", "optimizer", "parts", "quantization"},
+    {"attention", "data", "optimizer", "parts", "quantization", "recompute"},
     {"methods", "metrics", "models", "tasks"},
-    {"card", "loading", "preparing", "prompts", "specfile", "splits", "switch", "tuned"},
-    {"bare", "choices", "convert", "evaluation", "exactness", "identity", "inspection", "listing", "matrix", "mount"}
-    | {"pictures", "preview", "released", "retention", "scoring", "training", "vision_once"},
+    {"card", "lean", "loading", "preparing", "prompts", "specfile", "splits", "switch", "tuned"},
+    {"bare", "choices", "convert", "decoding", "evaluation", "exactness", "features", "identity", "inspection"}
+    | {"listing", "matrix", "memory", "mount", "pictures", "preview", "released", "retention", "scoring", "training"}
+    | {"vision_once"},
     {"curve", "fitting", "run", "scored"},
     {"saved", "study"},
     {"annotate", "chat", "demo", "exporting", "reproduce", "versus"},

@@ -18,6 +18,7 @@ from peft_mllm.matrix.members import members, open_member
 from peft_mllm.matrix.page import page
 from peft_mllm.matrix.probes import FIRST, PROBES, try_one
 from peft_mllm.matrix.result import installed, shipped
+from peft_mllm.recompute import recompute_of
 from peft_mllm.tuned import Tuned
 
 torch.set_num_threads(1)
@@ -233,7 +234,7 @@ def test_a_merge_that_is_wrong_is_found(bench, monkeypatch):
 
 def test_checkpointing_that_changes_gradients_is_found(bench, monkeypatch):
     logits = Tuned.answer_logits
-    checkpointed = lambda self, batch: self.decoder.is_gradient_checkpointing  # noqa: E731
+    checkpointed = lambda self, batch: recompute_of(self.decoder) != "none"  # noqa: E731
     monkeypatch.setattr(Tuned, "answer_logits", scaled(logits, when=checkpointed))
     assert verdict("checkpointing", bench("lora"))[0] == "failed"
 

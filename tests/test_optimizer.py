@@ -48,6 +48,26 @@ def test_rates_come_from_spec_or_method():
     assert learning_rates(spec, 5e-5) == {"llm": 1e-3, "connector": 1e-4, "vision": 1e-5}
 
 
+def test_updates_are_fused_where_torch_can_and_nobody_says_otherwise():
+    assert optimizer().defaults["fused"]
+    assert not optimizer(optim_args={"foreach": True}).defaults["fused"]
+    assert "fused" not in optimizer(optim="NAdam").defaults
+
+
+def test_a_fused_update_is_the_same_but_for_rounding():
+    def after(**spec):
+        of = parameters()
+        made = optimizer(of, weight_decay=0.01, **spec)
+        for _ in range(5):
+            sum(p.square().sum() for p in of.values()).backward()
+            made.step()
+            made.zero_grad()
+        return torch.cat([p.detach().flatten() for p in of.values()])
+
+    fused, plain = after(), after(optim_args={"fused": False})
+    assert (fused - plain).norm() <= 1e-6 * plain.norm()
+
+
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "Adafactor", "RMSprop", "Adagrad", "NAdam", "RAdam"])
 def test_any_optimizer_of_torch(name):
     of = parameters()

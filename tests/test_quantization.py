@@ -194,7 +194,7 @@ def test_a_method_trains_or_says_why_not(saved, tmp_path, name, options, refused
 def test_trees_are_rows_and_checkpointing_changes_nothing(saved, name):
     gradients = []
     for share, checkpointing in ((True, False), (False, False), (True, True)):
-        parts = {"connector": True, "gradient_checkpointing": checkpointing}
+        parts = {"connector": True, "recompute": "full" if checkpointing else "none"}
         tuned = tiny.stir(tiny.tune(name, on=base(saved("llava"), "4bit"), parts=parts))
         tuned.model.train(checkpointing)  # transformers checkpoints only in training; dropout is 0
         losses = tuned.answer_losses(tiny.shared(tuned.family, tiny.samples(tuned.family), share=share))

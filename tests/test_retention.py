@@ -14,8 +14,10 @@ from peft_mllm.assets import PLAIN_TEXT
 from peft_mllm.data.encode import IGNORED
 from peft_mllm.models import MODELS
 from peft_mllm.retention import TEXT, Subject, answers_of, measure, measure_base, plain_text, retained
-from peft_mllm.study.report import render_report
-from peft_mllm.study.results import read_results
+from peft_mllm.study.analyse import analyse
+from peft_mllm.study.pages.runs import details
+from peft_mllm.study.reading import read_study
+from peft_mllm.study.view import View
 from peft_mllm.tuned import untouched
 from peft_mllm.world import World
 from runs import command, read, write_spec
@@ -128,8 +130,8 @@ def test_a_result_says_what_was_forgotten(tmp_path):
     assert kept["scenes_count"]["before"]["exact"] == 100, "the base knows this task"
     assert kept["scenes_count"]["after"]["loss"] > kept["scenes_count"]["before"]["loss"]
     assert "retention, plain text: loss" in said.err
-    page = render_report(read_results([tmp_path / "run"]), title="t", task="scenes_blank")
-    assert "<h3>Retention</h3>" in page
+    texts = details(View(analyse(read_study(tmp_path / "run"))))["texts"]
+    assert any(text.endswith(" after") and "the reference to the token: 100.0" in text for text in texts)
 
     zero = tiny_spec(tmp_path / "zero", model="embedded", method="none", task=task, evaluate=[small])
     assert command("train", write_spec(tmp_path / "z.yaml", zero)).code == 0

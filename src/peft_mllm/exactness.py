@@ -16,6 +16,7 @@ from peft_mllm.data.encode import Sample
 from peft_mllm.data.supply import Layout, Supply
 from peft_mllm.data.trees import Batch, collate_padded, plant
 from peft_mllm.errors import MethodError
+from peft_mllm.lean import Levers, install, remove
 from peft_mllm.record import Record
 from peft_mllm.spec import Spec
 from peft_mllm.tuned import Tuned
@@ -31,6 +32,10 @@ LOOKED_AT = 64
 WARNING = (
     "WARNING: on this model, {layout} do not give the gradients of samples one by one: they differ by {gradient:.1e}, "
     "where {tolerance:.0e} is rounding. They are not used in this run, which is right but slower. Please report this."
+)
+NOT_LEAN = (
+    "WARNING: on this model, lean layers do not give the gradients of its own: they differ by {gradient:.1e}, where "
+    "{tolerance:.0e} is rounding. They are not used in this run, which is right but takes memory. Please report this."
 )
 IN_WORDS = {"packed": "trees packed in one row", "rows": "samples that share an image's prefix"}
 
@@ -115,22 +120,48 @@ def self_check(tuned: Tuned, samples: Sequence[Sample], supply: Supply) -> SelfC
     plain = collate_padded(samples, pixels=supply.pixels, pad_id=supply.pad_id)
     shared = supply.lay(plant(samples, share=supply.share))
     tuned.model.eval()
-    loss, gradient = _loss_and_gradient(tuned, shared)
+    found = _loss_and_gradient(tuned, shared)
+    return _compared(found, tuned, plain, samples=len(samples), shared_tokens=plain.tokens - shared.tokens)
+
+
+def lean_where_exact(
+    tuned: Tuned, samples: Sequence[Sample], supply: Supply, levers: Levers, *, note: Callable[[str], None]
+) -> SelfCheck | None:
+    """Put lean layers on the model where they give its gradients on these samples; and the proof, where there is one.
+
+    Args:
+        tuned: the model.
+        samples: to compare.
+        supply: lays them out.
+        levers: what is used.
+        note: told why they are not.
+    """
+    batch = supply.lay(plant(samples, share=supply.share and supply.layout != "padded"))
+    lean = install(tuned.base, tuned.family.anatomy, levers)
+    if not lean.used:
+        return None
+    tuned.model.eval()
+    found = _loss_and_gradient(tuned, batch)
+    with lean.paused():
+        check = _compared(found, tuned, batch, samples=len(samples), shared_tokens=0)
+    if check is not None and not check.passed:
+        remove(tuned.base, tuned.family.anatomy)
+        note(NOT_LEAN.format(gradient=check.gradient, tolerance=check.tolerance))
+    return check
+
+
+def _compared(found: tuple[float, Tensor], tuned: Tuned, plain: Batch, **counted: int) -> SelfCheck | None:
+    """A loss and gradient beside those of the plain computation; None where that is not finite."""
+    loss, gradient = found
     plain_loss, plain_gradient = _loss_and_gradient(tuned, plain)
     if not (math.isfinite(plain_loss) and plain_gradient.isfinite().all()):
         return None
     off, tolerance = _relative(gradient, plain_gradient), TOLERANCE[torch.bfloat16 if tuned.bf16 else torch.float32]
-    if off > tolerance:  # there are weights that make more of a rounding, in any layout
+    if off > tolerance:  # there are weights that make more of a rounding, however they are computed
         with _one_rounding(tuned):
             _, moved = _loss_and_gradient(tuned, plain)
         tolerance = max(tolerance, ROUNDINGS * _relative(moved, plain_gradient))
-    return SelfCheck(
-        samples=len(samples),
-        shared_tokens=plain.tokens - shared.tokens,
-        loss=abs(loss - plain_loss) / abs(plain_loss),
-        gradient=off,
-        tolerance=tolerance,
-    )
+    return SelfCheck(loss=abs(loss - plain_loss) / abs(plain_loss), gradient=off, tolerance=tolerance, **counted)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -14,7 +14,8 @@ from peft_mllm.data.supply import Layout, Supply, account_of
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import MethodError
 from peft_mllm.evaluation import pad_token
-from peft_mllm.exactness import SelfCheck, layouts, proven, telling
+from peft_mllm.exactness import SelfCheck, layouts, lean_where_exact, proven, telling
+from peft_mllm.lean import Levers, remove
 from peft_mllm.matrix.known import KEEPS
 from peft_mllm.memory.plan import MemoryPlan
 from peft_mllm.memory.prepare import available_to, plan_run
@@ -50,6 +51,7 @@ class Fitted:
         layout: how samples lay in batches.
         memory: how steps were computed so that they fit.
         check: that it is exact; None where there is nothing to prove.
+        lean: likewise that its lean layers are.
         data: the account of what was read.
         curve: the steps whose checkpoints are to be scored.
     """
@@ -60,6 +62,7 @@ class Fitted:
     layout: Layout
     memory: MemoryPlan
     check: SelfCheck | None
+    lean: SelfCheck | None
     data: dict[str, Any]
     curve: tuple[int, ...]
 
@@ -79,8 +82,13 @@ class Fitted:
                 "group_by_image": self.plan.groups is not None,
             },
             "plan": self.memory.to_json(),
-            "self_check": asdict(self.check) | {"passed": self.check.passed} if self.check else None,
+            "self_check": _in_json(self.check),
+            "lean_check": _in_json(self.lean),
         }
+
+
+def _in_json(check: SelfCheck | None) -> dict[str, Any] | None:
+    return asdict(check) | {"passed": check.passed} if check else None
 
 
 def training_json(progress: Progress, plan: Plan, *, restored: bool) -> dict[str, Any]:
@@ -134,7 +142,7 @@ class Fitting:
             MethodError: the method would make the model lose something of its input.
         """
         self._refuse_losing(tuned)
-        supply, check = self._proven(tuned)
+        supply, check, lean = self._proven(tuned)
         spec, curve = self.spec.train, self.spec.curve
         plan = Plan(
             size=len(supply.records),
@@ -178,7 +186,8 @@ class Fitting:
             restored = load_best(job, progress)
         steps = tuple(curve_steps(progress, curve, plan.steps_per_epoch))
         set_recompute(tuned.base, tuned.family.anatomy, "none")
-        return Fitted(progress, plan, restored, supply.layout, memory, check, self._account(), steps)
+        remove(tuned.base, tuned.family.anatomy)
+        return Fitted(progress, plan, restored, supply.layout, memory, check, lean, self._account(), steps)
 
     def _account(self) -> dict[str, Any]:
         """What was read, and what became of it."""
@@ -203,8 +212,8 @@ class Fitting:
                 f"{', '.join(told)} of its image tokens by that, silently. {KEEPS}"
             )
 
-    def _proven(self, tuned: Tuned) -> tuple[Supply, SelfCheck | None]:
-        """The training data in the quickest layout that is exact on this model, and the proof."""
+    def _proven(self, tuned: Tuned) -> tuple[Supply, SelfCheck | None, SelfCheck | None]:
+        """The training data in the quickest layout that is exact on this model, and the proof; likewise lean layers."""
         supply = Supply(
             records=self.train.records,
             encode=self.encode,
@@ -214,7 +223,11 @@ class Fitting:
             share=self.spec.data.share_prefix,
         )
         samples = [self.encode(record) for record in telling(self.train.records, SELF_CHECK_SAMPLES)]
-        return proven(tuned, supply, samples, layouts(tuned, self.spec), note=self.screen.note)
+        supply, check = proven(tuned, supply, samples, layouts(tuned, self.spec), note=self.screen.note)
+        if self.spec.speed.lean == "off":
+            return supply, check, None
+        levers = Levers(compiled=self.spec.speed.compile)
+        return supply, check, lean_where_exact(tuned, samples, supply, levers, note=self.screen.note)
 
     def _fit_into_memory(self, tuned: Tuned, supply: Supply, order: Plan) -> MemoryPlan:
         """Decide how a step is computed, say so, and let the model compute so; the same in all processes."""

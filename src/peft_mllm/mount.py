@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from peft_mllm.attention import close_port, disconnect_prefix
 from peft_mllm.identity import state_of
+from peft_mllm.lean import remove
 from peft_mllm.models.base import Family
 from peft_mllm.provenance import weights_fingerprint
 from peft_mllm.tuned import Tuned, load_adapter, untouched
@@ -77,6 +78,7 @@ def take_off(tuned: Tuned) -> PreTrainedModel:
     model, base = tuned.model, tuned.base
     if not isinstance(model, PeftModel):
         return base
+    remove(base, tuned.family.anatomy)
     disconnect_prefix(tuned.decoder)
     close_port(base, tuned.family.anatomy)
     for name, module in list(base.named_modules()):

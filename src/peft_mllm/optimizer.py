@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from peft_mllm.anatomy import PARTS, Anatomy, Part
 from peft_mllm.errors import SpecError
 from peft_mllm.shelf import did_you_mean
 from peft_mllm.spec import TrainSpec
+
+OTHER_WAYS = {"fused", "foreach", "capturable", "differentiable"}
+"""Arguments by which a user says how an update is computed; without them it is fused, where torch can."""
 
 
 def learning_rates(spec: TrainSpec, default: float) -> dict[Part, float]:
@@ -56,7 +60,11 @@ def make_optimizer(
     ]
     made = _optimizer_class(spec.optim)
     try:
-        return made(named, **_arguments(made, spec), **spec.optim_args)
+        options = {**_arguments(made, spec), **spec.optim_args}
+        if "fused" in inspect.signature(made).parameters and not options.keys() & OTHER_WAYS:
+            with suppress(RuntimeError):  # not for these devices
+                return made([dict(group) for group in named], **options | {"fused": True})
+        return made(named, **options)
     except (TypeError, ValueError) as error:
         raise SpecError(f"train.optim_args: torch.optim.{spec.optim}: {error}") from error
 
@@ -127,5 +135,5 @@ def load_flat_state(
     for flat, value in state.items():
         name, key = flat.rsplit("|", 1)
         parameter = parameters[name]
-        on_device = value if key == "step" else value.to(parameter.device)
-        optimizer.state[parameter][key] = on_device
+        stays = key == "step" and not optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = value if stays else value.to(parameter.device)

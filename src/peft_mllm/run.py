@@ -18,6 +18,7 @@ from peft_mllm.curve import score_curve
 from peft_mllm.data.encode import Sample
 from peft_mllm.data.supply import measure_with
 from peft_mllm.errors import SpecError
+from peft_mllm.features import Sight, Store, watch
 from peft_mllm.fitting import Fitted, Fitting
 from peft_mllm.identity import identity_of
 from peft_mllm.interrupt import stop_requests
@@ -130,6 +131,19 @@ class Runner:
             )
         self.questions = splits.questions(spec.scored)
         self.family.model.to(world.device)
+        self.sight = self._sight()
+
+    def _sight(self) -> Sight | None:
+        """Vision once per image, where the tower stays as it is."""
+        speed = self.spec.speed
+        if self.spec.vision == "tuned":
+            return None
+        store = None
+        if speed.vision_cache is not None and speed.vision_cache_gb:
+            limit = round(speed.vision_cache_gb * 1e9)
+            store = Store(speed.vision_cache, limit=limit, note=self.screen.note)
+        connector = self.spec.connector == "tuned"
+        return watch(self.family, connector=connector, bf16=self.bf16, store=store, note=self.screen.note)
 
     def _consult(self) -> list[str]:
         """Refuse what the capability matrix knows to fail; notes on what it knew of other versions."""
@@ -140,7 +154,7 @@ class Runner:
             family=family,
             model_type=model_type,
             connector=self.spec.connector != "frozen",
-            checkpointing=self.spec.train.gradient_checkpointing,
+            checkpointing=self.spec.speed.recompute not in ("auto", "none", "offload"),
         )
         doubts = consult(combination)
         for doubt in doubts:
@@ -158,7 +172,7 @@ class Runner:
         rates = learning_rates(self.spec.train, self.method.learning_rate)
         parts = trained_parts(tuned, rates, self._wanted())
         fitted = None
-        trained: Result = {"data": {}, "training": {}, "self_check": None, "adapter": None}
+        trained: Result = {"data": {}, "training": {}, "self_check": None, "plan": None, "adapter": None}
         if parts:
             self.screen.parts([(part.part, part.parameters, part.total, part.learning_rate) for part in parts])
             fitted = self._fit(tuned, rates)
@@ -190,6 +204,7 @@ class Runner:
             "scores": scores,
             "curve": curve,
             "retention": retention,
+            "vision_cache": self.sight.to_json() if self.sight and self.sight.store else None,
             "peak_memory_bytes": peak_memory(self.world.device),
             "environment": environment(self.world.device),
             "processes": self.world.size,
@@ -220,7 +235,6 @@ class Runner:
             connector=self.spec.connector != "frozen",
             vision=self.spec.vision == "tuned",
             bf16=self.bf16,
-            gradient_checkpointing=self.spec.train.gradient_checkpointing,
         )
 
     def _wanted(self) -> set[Part]:
@@ -231,6 +245,9 @@ class Runner:
 
     def _fit(self, tuned: Tuned, rates: dict[Part, float]) -> Fitted:
         assert self.train_split is not None, "a run that trains has opened its data"
+        if self.sight and self.spec.train.dataloader_num_workers:
+            for split in (self.train_split, self.validation_split):
+                self.sight.look_at(split.records if split else ())
         stage = Fitting(
             spec=self.spec,
             train=self.train_split,

@@ -209,6 +209,11 @@ class SpeedSpec(Frozen):
 
     attention: Literal["auto", "mask"] = "auto"
     """`auto` computes trees without a mask where the model allows it; `mask` always by a four-dimensional mask."""
+    lean: Literal["auto", "off"] = "auto"
+    """`auto` computes the decoder's layers by functions that save half as much, and its last layer where answers are,
+    for architectures that are known and proven exact at the start; `off` never."""
+    compile: bool = False
+    """Let torch.compile fuse the elementwise work of those functions: for a GPU, after half a minute of compiling."""
     recompute: Literal["auto", "none", "selective", "full", "offload"] | PositiveInt = "auto"
     """What of the decoder is computed again in the backward pass, to save memory: nothing, the layers' MLPs
     (`selective`), all layers (`full`), or one layer of so many (a number); with `offload` it waits in main memory.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,8 @@ class Tuned:
         Raises:
             MethodError: there is no adapter, or the base's own weights were changed with it.
         """
-        with switched_off(self.model, self.decoder):
+        lean = lean_of(self.decoder)
+        with switched_off(self.model, self.decoder), lean.paused() if lean else nullcontext():
             yield dataclasses.replace(self, model=self.base)
 
     def save(self, directory: Path) -> None:

@@ -100,7 +100,7 @@ class Bench:
         family = self.family()
         method = self._method(family)
         torch.manual_seed(SEED)
-        tuned = attach(family, method, connector=connector, gradient_checkpointing=checkpointing)
+        tuned = attach(family, method, connector=connector, recompute="full" if checkpointing else "none")
         tuned.model.eval()
         return stir(tuned) if stirred else tuned
 

@@ -29,7 +29,7 @@ SAYS = {
 KEEPS = "`prefix` is our own and keeps them; so do methods that change linears, such as `lora`."
 REMEDY = {
     "connector": "Leave connector frozen, or choose another method.",
-    "checkpointing": "Leave train.gradient_checkpointing out, or choose another method.",
+    "checkpointing": "Set speed.recompute: none, or choose another method.",
     "positions": KEEPS,
     "mask": KEEPS,
 }

@@ -15,6 +15,7 @@ from peft import PeftModel
 from peft_mllm.anatomy import PARTS, Part
 from peft_mllm.errors import MethodError, UserError
 from peft_mllm.evaluation import pad_token
+from peft_mllm.data.supply import Supply
 from peft_mllm.exactness import TOLERANCE, self_check
 from peft_mllm.matrix.bench import SEED, Bench, difference, everywhere, logits_of, padded, samples
 from peft_mllm.matrix.measures import (
@@ -194,7 +195,8 @@ def trees(bench: Bench) -> None:
     if not tuned.trees:
         why = "this model's mask is not causal" if not tuned.family.trees else "it acts outside of the model's forward"
         raise NotApplicable(f"every sample is a row of its own: {why}")
-    check = self_check(tuned, samples(tuned.family), pad_id=pad_token(tuned))
+    supply = Supply((), tuned.family.encode, tuned.family.pixels, pad_token(tuned), "packed", share=True)
+    check = self_check(tuned, samples(tuned.family), supply)
     if check is None:
         raise Failed("its gradients are not finite")
     if check.shared_tokens == 0:

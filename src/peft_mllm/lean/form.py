@@ -1,0 +1,183 @@
+"""Whether a decoder layer has the standard form, and which of it functions can compute, given the method in it.
+
+    x <- x + o(attention(rotary(qkv(norm(x)))));  x <- x + down(silu(gate(y)) up(y)), y = norm(x)
+
+A layer is known by what stands in it, never by its name; and before a function takes the place of modules, both are
+asked the same and must say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from peft_mllm.anatomy import Anatomy
+from peft_mllm.lean.functions import MLP, Heads, Norm, gated, heads, product
+from peft_mllm.lean.kernels import Kernels, rotate
+from peft_mllm.lean.products import Products
+
+PROBE = 8
+"""Tokens that a function and the modules it stands for are asked with."""
+EPS = ("variance_epsilon", "eps", "epsilon")
+"""What norms call the number that they add to the mean square."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A layer of the standard form, and what of it is computed by functions.
+
+    Attributes:
+        attention: its attention module.
+        norms: before attention and MLP.
+        inward: its q, k and v modules, or one that gives them all.
+        outward: its o module.
+        mlp: its MLP module.
+        adapters: what a method put into it.
+        heads, out, gated: the functions for q|k|v, o and the MLP; None leaves them to their modules.
+    """
+
+    attention: Any
+    norms: tuple[nn.Module, nn.Module]
+    inward: tuple[nn.Module, ...]
+    outward: nn.Module
+    mlp: nn.Module
+    adapters: tuple[BaseTunerLayer, ...]
+    heads: Heads | None = None
+    out: Products | None = None
+    gated: MLP | None = None
+
+    @property
+    def by_functions(self) -> bool:
+        """Whether any of it is."""
+        return bool(self.heads or self.out or self.gated)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether its adapters act as they did when it was read: not switched off, not merged."""
+        return not any(each.disable_adapters or each.merged for each in self.adapters)
+
+    def counts(self, width: int) -> tuple[int, int]:
+        """How many heads of all `width` ask, and how many there are of keys and of values."""
+        groups: int = self.attention.num_key_value_groups
+        keys = width // (self.attention.head_dim * (groups + 2))
+        return keys * groups, keys
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Turned queries (R, H, T, d) and keys (R, K, T, d), and values (R, K, T, d), of hidden states x (R, T, D)."""
+        if self.heads is not None:
+            return heads(x, cos, sin, self.heads)
+        normed = self.norms[0](x)
+        fused = torch.cat([module(normed) for module in self.inward], dim=-1)
+        queries, keys = self.counts(fused.shape[-1])
+        query, key, value = fused.unflatten(-1, (-1, self.attention.head_dim)).split((queries, keys, keys), dim=2)
+        return tuple(each.transpose(1, 2) for each in (rotate(query, cos, sin), rotate(key, cos, sin), value))
+
+    def after(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """The layer's end: the attention's output (R, T, H d) and the layer's input x (R, T, D) to (R, T, D)."""
+        x = x + (self.outward(mixed) if self.out is None else product(mixed, self.out))
+        if self.gated is None:
+            return x + self.mlp(self.norms[1](x))
+        if "forward" in vars(self.mlp):  # somebody wants it to be computed again, and not kept (recompute.py)
+            return x + checkpoint(gated, x, self.gated, use_reentrant=False)
+        return x + gated(x, self.gated)
+
+
+def read(layer: nn.Module, anatomy: Anatomy) -> Parts | None:
+    """The parts of a layer; None where it has not the standard form."""
+    inside = dict(layer.named_modules())
+    inward = [anatomy.attention[role] for role in ("q", "k", "v", "qkv") if role in anatomy.attention]
+    needed = [*inward, anatomy.attention.get("o"), *(anatomy.mlp.get(role) for role in ("gate", "up", "down"))]
+    norms = [anatomy.norms.get(place) for place in ("attention", "mlp")]
+    if any(path not in inside for path in (*needed, *norms, anatomy.self_attention)):
+        return None
+    attention, mlp_path = inside[anatomy.self_attention], str(needed[-1]).rpartition(".")[0]
+    mlp = inside[mlp_path]
+    holds: dict[nn.Module, set[str]] = {
+        layer: {anatomy.self_attention, mlp_path, *map(str, norms)},
+        attention: {str(path).rpartition(".")[2] for path in needed[:-3]} | {"rotary_emb"},
+        mlp: {str(path).rpartition(".")[2] for path in needed[-3:]} | {"act_fn"},
+    }
+    more = any({name for name, _ in module.named_children()} - known for module, known in holds.items())
+    # weights of a module's own, or a number of a layer's: sinks, or a factor on the residual
+    odd = any(True for module in holds for _ in module.parameters(recurse=False))
+    odd |= any(isinstance(value, float) for value in vars(layer).values())
+    if more or odd or not {"head_dim", "num_key_value_groups", "scaling"} <= vars(attention).keys():
+        return None
+    return Parts(
+        attention=attention,
+        norms=(inside[str(norms[0])], inside[str(norms[1])]),
+        inward=tuple(inside[path] for path in inward),
+        outward=inside[str(needed[-4])],
+        mlp=mlp,
+        adapters=tuple(module for module in inside.values() if isinstance(module, BaseTunerLayer)),
+    )
+
+
+def with_functions(parts: Parts, anatomy: Anatomy, kernels: Kernels) -> Parts:
+    """The parts with functions in the place of the modules that are understood."""
+    prefix = anatomy.mlp["down"].rpartition(".")[0] + "."
+    gate, up, down = (
+        parts.mlp.get_submodule(anatomy.mlp[role].removeprefix(prefix)) for role in ("gate", "up", "down")
+    )
+    before, between = map(_norm, parts.norms)
+    inward, out = Products.of(*parts.inward), Products.of(parts.outward)
+    gate_up, last = Products.of(gate, up), Products.of(down)
+    made = replace(parts, out=out)
+    if before and inward:
+        made = replace(
+            made, heads=Heads(before, inward, parts.attention.head_dim, *parts.counts(inward.width), kernels)
+        )
+    if between and gate_up and last:
+        made = replace(made, gated=MLP(between, gate_up, last, kernels))
+    return _proven(made, parts)
+
+
+def _norm(module: nn.Module) -> Norm | None:
+    """A frozen norm that may be RMS's, by what it holds."""
+    eps = next((getattr(module, name) for name in EPS if hasattr(module, name)), None)
+    held = dict(module.named_parameters())
+    if eps is None or held.keys() != {"weight"} or held["weight"].requires_grad or [*module.children()]:
+        return None
+    return Norm(module, eps)
+
+
+@torch.no_grad()
+def _proven(made: Parts, plain: Parts) -> Parts:
+    """`made` without those functions that do not say what the modules say: a model's norm or activation is another."""
+    like = next(plain.norms[0].parameters())
+    if like.is_meta:
+        return made
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, PROBE, like.numel(), generator=generator).to(like)
+    half = torch.randn(1, PROBE, 1, plain.attention.head_dim // 2, generator=generator).to(like)
+    told = x, torch.cat([half, half], -1).cos(), torch.cat([half, half], -1).sin()
+    with _without_dropout(plain):
+        if made.heads and not all(map(_close, made.project(*told), plain.project(*told))):
+            made = replace(made, heads=None)
+        if made.gated and not _close(gated(x, made.gated), plain.mlp(plain.norms[1](x))):
+            made = replace(made, gated=None)
+    return made
+
+
+@contextmanager
+def _without_dropout(parts: Parts) -> Iterator[None]:
+    training = [module for each in parts.adapters for module in each.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    rounding = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool((ours - theirs).norm() <= rounding * theirs.norm())
