@@ -33,10 +33,19 @@ def test_a_run_is_the_same_with_and_without(tmp_path: Path, connector: str, monk
     runs.assert_same(tmp_path / "first", tmp_path / "plain")
     runs.assert_same(tmp_path / "second", tmp_path / "plain")
     assert plain["vision_cache"] is None
-    assert first["vision_cache"]["misses"] == len(list((tmp_path / "kept").rglob("*.features"))) == 8
+    assert first["vision_cache"]["misses"] == len(list((tmp_path / "kept").rglob("*.features"))) == 5
     assert first["vision_cache"]["hits"] > first["vision_cache"]["misses"]
     assert second["vision_cache"]["misses"] == 0
     assert first["spec_id"] == plain["spec_id"]
+
+
+def test_an_image_of_a_packed_row_is_kept_by_itself(tmp_path: Path) -> None:
+    packed = trained(tmp_path / "packed", data={}, speed={"vision_cache": str(tmp_path / "kept")})
+    assert packed["training"]["layout"] == "packed"
+    rows = trained(tmp_path / "rows", data={}, speed={"vision_cache": str(tmp_path / "kept"), "attention": "mask"})
+    assert rows["training"]["layout"] == "rows"
+    assert packed["vision_cache"]["misses"] == 5  # as many as there are images
+    assert rows["vision_cache"]["misses"] == 0
 
 
 def test_data_workers_look_up_what_was_kept_before(tmp_path: Path) -> None:

@@ -382,3 +382,21 @@ def test_a_run_records_its_plan(tmp_path):
     result = peft_mllm.train(tiny_run(tmp_path / "run", speed={"recompute": 2, "micro_batch_tokens": 60}), quiet=True)
     assert (result["plan"]["policy"], result["plan"]["micro_batch_tokens"]) == (2, 60)
     assert result["plan"]["predicted_bytes"] > 0
+
+
+def test_a_run_that_runs_out_of_memory_ends_as_it_would(tmp_path, monkeypatch):
+    still = {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.0}
+    plain = peft_mllm.train(tiny_run(tmp_path / "plain", method=still), quiet=True)
+    losses, sizes = Tuned.answer_losses, []
+
+    def narrow(self, batch):
+        sizes.append(batch.input_ids.numel())
+        if torch.is_grad_enabled() and self.model.training and sizes[-1] > 65:
+            raise RuntimeError(NO_MEMORY)
+        return losses(self, batch)
+
+    monkeypatch.setattr(Tuned, "answer_losses", narrow)
+    relieved = peft_mllm.train(tiny_run(tmp_path / "narrow", method=still), quiet=True)
+    assert max(sizes) > 65
+    ends = [result["training"]["best"]["eval_loss"] for result in (plain, relieved)]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)

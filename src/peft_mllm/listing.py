@@ -7,7 +7,7 @@ import inspect
 import textwrap
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -60,6 +60,8 @@ def type_in_words(annotation: Any) -> str:
         return " | ".join(map(str, inner))
     if origin in (Union, UnionType):
         return " | ".join(type_in_words(each) for each in inner)
+    if origin is Annotated:
+        return type_in_words(inner[0])
     if origin is tuple:
         return f"list of {type_in_words(inner[0])}"
     names = {float: "number", int: "whole number", bool: "true | false", str: "text", Path: "path", NoneType: "none"}

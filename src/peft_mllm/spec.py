@@ -205,7 +205,11 @@ class TrainSpec(Frozen):
 
 
 class SpeedSpec(Frozen):
-    """How a run is computed. Nothing here changes what comes out, but for rounding: a run's identity has none of it."""
+    """How a run is computed. Nothing here changes what comes out, but for rounding: a run's identity has none of it.
+
+    One exception: where memory makes a micro-batch be computed in parts, and the method has dropout, each part draws its
+    own. What was done stands in result.json under `plan`.
+    """
 
     attention: Literal["auto", "mask"] = "auto"
     """`auto` computes trees without a mask where the model allows it; `mask` always by a four-dimensional mask."""

@@ -199,8 +199,9 @@ def pack(trees: Sequence[Tree], *, pixels: Pixels, pad_id: int) -> Batch:
             pieces.append([prefix, own])
             column += own.stop - own.start
     pieces += [[piece] for piece in begun[len(branched) :]]
-    images = [image for sample, _ in prefixes for image in sample.images]
-    batch, _ = _laid_out(pieces, (1, column), [images], pixels, pad_id)
+    # each tree's by themselves: what becomes of an image may depend on those that stand with it
+    images = [sample.images for sample, _ in prefixes]
+    batch, _ = _laid_out(pieces, (1, column), images, pixels, pad_id)
     own_lengths = [[len(sample.ids) - tree.shared for sample in tree.samples] for tree in branched]
     packing = Packing(tuple(length for _, length in prefixes), tuple(map(tuple, own_lengths)))
     return replace(batch, packing=packing)

@@ -23,6 +23,8 @@ from peft_mllm.lean.functions import MLP, Heads, Norm, gated, heads, product
 from peft_mllm.lean.kernels import Kernels, rotate
 from peft_mllm.lean.products import Products
 
+MLP_ROLES = ("gate", "up", "down")
+OUTWARD = ("o", *MLP_ROLES)
 PROBE = 8
 """Tokens that a function and the modules it stands for are asked with."""
 EPS = ("variance_epsilon", "eps", "epsilon")
@@ -39,6 +41,7 @@ class Parts:
         inward: its q, k and v modules, or one that gives them all.
         outward: its o module.
         mlp: its MLP module.
+        inner: the MLP's gate, up and down modules.
         adapters: what a method put into it.
         heads, out, gated: the functions for q|k|v, o and the MLP; None leaves them to their modules.
     """
@@ -48,6 +51,7 @@ class Parts:
     inward: tuple[nn.Module, ...]
     outward: nn.Module
     mlp: nn.Module
+    inner: tuple[nn.Module, ...]
     adapters: tuple[BaseTunerLayer, ...]
     heads: Heads | None = None
     out: Products | None = None
@@ -91,49 +95,46 @@ class Parts:
 
 def read(layer: nn.Module, anatomy: Anatomy) -> Parts | None:
     """The parts of a layer; None where it has not the standard form."""
-    inside = dict(layer.named_modules())
-    inward = [anatomy.attention[role] for role in ("q", "k", "v", "qkv") if role in anatomy.attention]
-    needed = [*inward, anatomy.attention.get("o"), *(anatomy.mlp.get(role) for role in ("gate", "up", "down"))]
-    norms = [anatomy.norms.get(place) for place in ("attention", "mlp")]
-    if any(path not in inside for path in (*needed, *norms, anatomy.self_attention)):
+    inside, paths = dict(layer.named_modules()), {**anatomy.attention, **anatomy.mlp}
+    inward = [role for role in ("q", "k", "v", "qkv") if role in paths]
+    needed = [*inward, *OUTWARD]
+    linears = {role: inside[paths[role]] for role in needed if paths.get(role) in inside}
+    norms = [anatomy.norms[place] for place in ("attention", "mlp") if anatomy.norms.get(place) in inside]
+    if len(linears) < len(needed) or len(norms) < 2 or anatomy.self_attention not in inside:
         return None
-    attention, mlp_path = inside[anatomy.self_attention], str(needed[-1]).rpartition(".")[0]
-    mlp = inside[mlp_path]
-    holds: dict[nn.Module, set[str]] = {
-        layer: {anatomy.self_attention, mlp_path, *map(str, norms)},
-        attention: {str(path).rpartition(".")[2] for path in needed[:-3]} | {"rotary_emb"},
-        mlp: {str(path).rpartition(".")[2] for path in needed[-3:]} | {"act_fn"},
+    mlp_path = paths["down"].rpartition(".")[0]
+    attention, mlp = inside[anatomy.self_attention], inside[mlp_path]
+    known: dict[nn.Module, set[str]] = {
+        layer: {anatomy.self_attention, mlp_path, *norms},
+        attention: {"rotary_emb", *(paths[role].rpartition(".")[2] for role in (*inward, "o"))},
+        mlp: {"act_fn", *(paths[role].rpartition(".")[2] for role in MLP_ROLES)},
     }
-    more = any({name for name, _ in module.named_children()} - known for module, known in holds.items())
+    odd = any({name for name, _ in module.named_children()} - names for module, names in known.items())
     # weights of a module's own, or a number of a layer's: sinks, or a factor on the residual
-    odd = any(True for module in holds for _ in module.parameters(recurse=False))
+    odd |= any(True for module in known for _ in module.parameters(recurse=False))
     odd |= any(isinstance(value, float) for value in vars(layer).values())
-    if more or odd or not {"head_dim", "num_key_value_groups", "scaling"} <= vars(attention).keys():
+    if odd or not {"head_dim", "num_key_value_groups", "scaling"} <= vars(attention).keys():
         return None
     return Parts(
         attention=attention,
-        norms=(inside[str(norms[0])], inside[str(norms[1])]),
-        inward=tuple(inside[path] for path in inward),
-        outward=inside[str(needed[-4])],
+        norms=(inside[norms[0]], inside[norms[1]]),
+        inward=tuple(linears[role] for role in inward),
+        outward=linears["o"],
         mlp=mlp,
+        inner=tuple(linears[role] for role in MLP_ROLES),
         adapters=tuple(module for module in inside.values() if isinstance(module, BaseTunerLayer)),
     )
 
 
-def with_functions(parts: Parts, anatomy: Anatomy, kernels: Kernels) -> Parts:
+def with_functions(parts: Parts, kernels: Kernels) -> Parts:
     """The parts with functions in the place of the modules that are understood."""
-    prefix = anatomy.mlp["down"].rpartition(".")[0] + "."
-    gate, up, down = (
-        parts.mlp.get_submodule(anatomy.mlp[role].removeprefix(prefix)) for role in ("gate", "up", "down")
-    )
+    gate, up, down = parts.inner
     before, between = map(_norm, parts.norms)
-    inward, out = Products.of(*parts.inward), Products.of(parts.outward)
-    gate_up, last = Products.of(gate, up), Products.of(down)
-    made = replace(parts, out=out)
+    inward, gate_up, last = Products.of(*parts.inward), Products.of(gate, up), Products.of(down)
+    made = replace(parts, out=Products.of(parts.outward))
     if before and inward:
-        made = replace(
-            made, heads=Heads(before, inward, parts.attention.head_dim, *parts.counts(inward.width), kernels)
-        )
+        counts = parts.counts(inward.width)
+        made = replace(made, heads=Heads(before, inward, parts.attention.head_dim, *counts, kernels))
     if between and gate_up and last:
         made = replace(made, gated=MLP(between, gate_up, last, kernels))
     return _proven(made, parts)

@@ -142,6 +142,7 @@ class _MLP(Function):
         product = of.kernels.silu_product(gate_up) if of.down.reads_input else None
         grad_product, of_down = of.down.backward(grad.flatten(0, 1), product, kept[:3], wanted=True)
         grad_gate_up = of.kernels.silu_product_back(grad_product, gate_up)
+        del product, grad_product  # a backward pass holds most right here
         normed = _normed(of.kernels, rows, of.norm, ctx.dtype, of.gate_up)
         grad_normed, of_gate_up = of.gate_up.backward(grad_gate_up, normed, kept[3:], wanted=ctx.needs_input_grad[0])
         return _through_norm(of.kernels, grad_normed, x, of.norm), None, *of_gate_up, *of_down

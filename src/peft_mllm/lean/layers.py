@@ -98,7 +98,7 @@ def install(base: PreTrainedModel, anatomy: Anatomy, levers: Levers | None = Non
         if parts is None:
             continue
         if levers.functions:
-            parts = with_functions(parts, anatomy, kernels)
+            parts = with_functions(parts, kernels)
         if levers.trim and layer is layers[-1]:
             lean.last = layer
         lean.layers += parts.by_functions

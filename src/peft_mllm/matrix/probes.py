@@ -13,9 +13,9 @@ import torch
 from peft import PeftModel
 
 from peft_mllm.anatomy import PARTS, Part
+from peft_mllm.data.supply import Supply
 from peft_mllm.errors import MethodError, UserError
 from peft_mllm.evaluation import pad_token
-from peft_mllm.data.supply import Supply
 from peft_mllm.exactness import TOLERANCE, self_check
 from peft_mllm.matrix.bench import SEED, Bench, difference, everywhere, logits_of, padded, samples
 from peft_mllm.matrix.measures import (

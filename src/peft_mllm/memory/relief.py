@@ -75,7 +75,7 @@ class Relief:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            why = (str(error) or "out of memory").splitlines()[0]
+            why = (str(error) or "out of memory").splitlines()[0].rstrip(".")
         # only here, where the error is gone, and with it the tensors that its frames hold
         drop()
         gc.collect()
@@ -86,7 +86,7 @@ class Relief:
                 f"There is not enough memory for a step, nor was there for smaller parts: {why}. {REMEDY}"
             )
         self.happened = True
-        self.note(f"WARNING: out of memory ({why}). {self._smaller(batches)} The result stays the same.")
+        self.note(f"WARNING: out of memory ({why}). {self._smaller(batches)} The result changes by rounding alone, where nothing is dropped out.")
         return self.compute(gradients, batches, samples, drop)
 
     def _smaller(self, batches: Sequence[Batch]) -> str:

@@ -194,6 +194,8 @@ class Generic(Family):
 
     def pixels(self, images: Sequence[Sequence[Image]], input_ids: Tensor) -> dict[str, Tensor]:
         """All that the processor makes of images, numbers in the model's type."""
+        if self._aligned and len(images) != len(input_ids):  # a packed row of several trees
+            images = [[image for row in images for image in row]]
         made = self._seer.inputs(images, input_ids, aligned=self._aligned)
         return {
             name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in made.items()
