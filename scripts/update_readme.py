@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = Path("README.md")
 TOUR = Path("docs/tour.md")
 PICTURE = Path("docs/images/demo.svg")
+SPEED = Path("benchmarks/results/cpu.json")
 COLUMNS = ("method", "score", "letters", "gain", "seen", "forgotten", "trainable", "disk", "seconds")
 """Of the demo's table."""
 LETTERS = "Methods that share a letter cannot be told apart."
@@ -114,6 +115,8 @@ def wanted(runs: Path | None) -> dict[Path, str]:
     readme = between(readme, "methods", methods_table())
     readme = between(readme, "exits", exits_table())
     readme = between(readme, "tree", tree())
+    if (ROOT / SPEED).is_file():
+        readme = between(readme, "speed", speed_table())
     untold = [key for key in spec.Spec.model_fields if f"`{key}`" not in tour]
     if untold:
         sys.exit(f"{TOUR} does not explain {and_list(untold)} in its first table of keys.")
@@ -194,6 +197,14 @@ def first_sentence(module: Path) -> str:
     """Of a module's docstring, as far as its first line goes."""
     line = (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").split("\n")[0]
     return re.split(r"(?<! al)\. ", line)[0].rstrip(".")
+
+
+def speed_table() -> str:
+    """The benchmark's table, from what `make bench` wrote."""
+    sys.path.insert(0, str(ROOT))  # the benchmark is no part of the package
+    from benchmarks.table import markdown
+
+    return markdown(read_json(ROOT / SPEED))
 
 
 # --- from the demo's runs ---
