@@ -150,6 +150,20 @@ def test_a_checkpointed_layer_is_packed_in_the_backward_pass_too(name):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["lora", "prefix"])
+def test_a_forward_of_the_model_itself_is_not_taken_for_the_packed_row(name):
+    tuned = tiny.stir(tiny.tune(name))
+    tuned.model.eval()
+    samples = tiny.samples(tuned.family)
+    batch = pack(plant(samples, share=True), pixels=tuned.family.pixels, pad_id=0)
+    as_long = torch.arange(batch.input_ids.shape[1])[None] % 50 + 10
+    with torch.no_grad():
+        before = tuned.base(input_ids=as_long).logits
+        tuned.answer_logits(batch)
+        assert torch.equal(tuned.base(input_ids=as_long).logits, before)
+        assert torch.equal(tuned.base(input_ids=as_long, attention_mask=torch.ones_like(as_long)).logits, before)
+
+
 def test_a_tree_too_large_is_cut_and_loses_nothing():
     samples = tiny.samples(tiny.family())
     (tree,) = plant([s for s in samples if s.id in ("a1", "a2", "a3", "turns")], share=True)

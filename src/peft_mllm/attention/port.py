@@ -109,7 +109,7 @@ def _attention(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     ) -> tuple[Tensor, Tensor | None]:
         port: Port = module.__dict__.get("port") or NOTHING
         learned = None if port.learned is None else port.learned.keys_values(module.layer_idx, key)
-        if port.packing is not None:
+        if port.packing is not None and _is_packed(attention_mask, query, port.packing):
             return _cascade(query, key, value, port.packing, learned, **kwargs), None
         call = _backend_function(backend, module)
         if learned is None:
@@ -120,6 +120,12 @@ def _attention(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         return call(module, query, key, value, mask, **kwargs)
 
     return attention
+
+
+def _is_packed(mask: Any, query: Tensor, packing: Packing) -> bool:
+    """Whether it is the packed row that is computed, and not something that was asked of the model by itself since."""
+    alone = isinstance(mask, Tensor) and mask.shape == (1, 1, 1, 1)
+    return alone and query.shape[0] == 1 and query.shape[2] == packing.length
 
 
 def _cascade(
