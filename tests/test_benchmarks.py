@@ -169,6 +169,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(json.dumps(gathered(bench, machine, 1.0)))
 
 
+@pytest.mark.slow
 def test_each_row_has_peer_version_ratio_interval_and_equality(found: dict[str, Any]) -> None:
     assert len(found["rows"]) == 4  # two micro-batches each
     for row in found["rows"]:
@@ -181,6 +182,7 @@ def test_each_row_has_peer_version_ratio_interval_and_equality(found: dict[str, 
     assert [row["best"] for row in found["rows"]].count(True) == 2
 
 
+@pytest.mark.slow
 def test_the_table_shows_the_best_of_each_peer_and_whether_the_bar_is_met(found: dict[str, Any]) -> None:
     training = dict(found["rows"][0]) | {"best": True, "bar": 2.0, "equal": 1e-7}
     ratio = {"median": 2.5, "low": 2.4, "high": 2.6, "pairs": 5}

@@ -55,6 +55,7 @@ def files(directory):
     return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_original_numbers(cases, tmp_path):
     """The converted goldens, by plain transformers: ids, pixels, logits."""
     goldens = {name: cases / "golden" / name for name in ("llava", "sharegpt4v")}

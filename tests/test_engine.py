@@ -255,6 +255,7 @@ def test_a_killed_server_is_started_again_and_its_runs_go_on(tmp_path):
     assert attempts_at(tmp_path, "r0") == [("lost", None)]
 
 
+@pytest.mark.slow
 def test_two_drivers_share_a_study_and_each_run_is_done_once(tmp_path, monkeypatch):
     monkeypatch.setattr("peft_mllm.study.engine.conductor.AGAIN", 0.3)
     jobs = [fake_job(tmp_path, f"r{i}", steps=10, seconds=0.05) for i in range(8)]

@@ -145,6 +145,7 @@ def test_a_peft_directory_is_exported_on_its_base(tmp_path, exported):
     assert "result.json" in (tmp_path / "again" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_in_bfloat16(tmp_path):
     run = trained(tmp_path / "run", "lora", connector="tuned", model={"path": "embedded", "dtype": "bfloat16"})
     with quick_seals():
@@ -168,6 +169,7 @@ def test_the_command_says_what_it_did(tmp_path, run):
 # --- the card ---
 
 
+@pytest.mark.slow
 def test_the_code_of_every_card_runs(exported, tmp_path):
     """In one fresh process: the merged model first, which needs nothing of ours, nor peft."""
     program = ["import os, sys", "import torch", "counted = {}"]

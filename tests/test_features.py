@@ -472,6 +472,7 @@ def test_a_place_that_is_no_directory_is_said_once(tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_several_writers_do_not_disturb_one_another(tmp_path):
     program = (
         "import sys; from peft_mllm.features.store import Store\n"

@@ -300,7 +300,9 @@ def test_checkpointing_gives_the_same_gradients(member, name):
     gradients = []
     for checkpointing in (False, True):
         tuned = tiny.tune(
-            name, on=family(member), parts={"connector": name != "full", "recompute": "full" if checkpointing else "none"}
+            name,
+            on=family(member),
+            parts={"connector": name != "full", "recompute": "full" if checkpointing else "none"},
         )
         tiny.stir(tuned)
         tuned.model.train()

@@ -113,7 +113,11 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*case, marks=() if case == ("prefix", {}) else pytest.mark.slow) for case in CASES],
+    ids=str,
+)
 def test_the_peak_is_predicted(name, options):
     tuned = tiny.tune(name, on=larger(), **options)
     supply = supply_of(tuned)
@@ -219,6 +223,7 @@ def test_the_optimizers_state_is_predicted(spec):
     assert standing(tuned, made, dtype=None).optimizer == sum(value.nbytes for value in states)
 
 
+@pytest.mark.slow
 def test_a_plan_takes_what_fits_and_the_quickest_of_it():
     tuned = tiny.tune("lora", on=larger())
     whole = plan(tuned, None, whole=True)
@@ -362,6 +367,7 @@ def test_other_errors_go_through():
         device.relief.compute(lambda batches: 1 / 0, device.batches, lambda: [], lambda: None)
 
 
+@pytest.mark.slow
 def test_the_verb_shows_every_way(tmp_path):
     spec = write_spec(tmp_path / "run.yaml", tiny_run(tmp_path / "run"))
     said = command("plan", str(spec), "--memory", "1GB")

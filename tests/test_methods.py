@@ -263,6 +263,7 @@ def fresh(root, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_plain_libraries_gives_the_same_logits(saved):
     root, _, asked = saved
     differences = fresh(root)

@@ -294,6 +294,7 @@ sys.stdout.write(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_elsewhere_after_importing_us_the_auto_classes_do_it_all(original, tmp_path):
     """The published layout, and the one that `save` writes."""
     directory, made = original

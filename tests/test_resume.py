@@ -298,7 +298,7 @@ def test_all_checkpoints_damaged(tmp_path, spec, undisturbed):
 @pytest.fixture(scope="module")
 def past_its_best(folder: Path) -> tuple[Path, Path]:
     """A spec whose validation loss rises at last, and its undisturbed run."""
-    options = {"learning_rate": 5.0, "lr_scheduler_type": "constant", "eval_steps": 1, "max_steps": 5}
+    options = {"learning_rate": 2.0, "lr_scheduler_type": "constant", "eval_steps": 1, "max_steps": 5}
     still = {"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.0}
     spec = write_spec(
         folder / "best.yaml", tiny(folder / "best", method=still, data={"group_by_image": False}, train=options)

@@ -123,6 +123,7 @@ def test_a_kill_at_any_point_leaves_the_older_or_the_newer_checkpoint(path: Path
     assert points > 40
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_directory_is_replaced_leaves_an_older_the_old_or_the_new(path: Path) -> None:
     def work(copy: Path, point: Callable[[], None]) -> None:
         with RunDir.open(copy, SPEC) as run:

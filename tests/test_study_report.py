@@ -203,6 +203,7 @@ def test_hallucination_is_drawn_along_the_curve(analysis):
 # --- the same each time ---
 
 
+@pytest.mark.slow
 def test_equal_studies_give_equal_bytes_in_any_process(study, tmp_path):
     program = (
         "import sys; from pathlib import Path; from peft_mllm.study.reading import read_study;"

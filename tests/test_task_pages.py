@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from releases import RELEASES, SCORED, publish
 from runs import command, lines
 
@@ -29,6 +31,7 @@ def test_the_page_is_up_to_date():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_every_task_is_prepared_and_evaluated_by_the_commands_of_the_page(tmp_path, monkeypatch):
     """Evaluated together: the commands' tasks in one call, so that the base is loaded once."""
     monkeypatch.chdir(tmp_path)
