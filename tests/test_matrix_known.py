@@ -72,7 +72,7 @@ def test_what_every_run_needs_is_refused_with_reason_and_remedy(probe):
 def test_what_only_some_runs_need_is_refused_only_there(probe, asked):
     known = matrix(fails("peft POLY", "generic/a", probe))
     assert ask(known) == []
-    with pytest.raises(MethodError, match="Leave|Set speed.recompute"):
+    with pytest.raises(MethodError, match=r"Leave|Set speed\.recompute"):
         ask(known, **{asked: True})
 
 

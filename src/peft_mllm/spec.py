@@ -207,8 +207,8 @@ class TrainSpec(Frozen):
 class SpeedSpec(Frozen):
     """How a run is computed. Nothing here changes what comes out, but for rounding: a run's identity has none of it.
 
-    One exception: where memory makes a micro-batch be computed in parts, and the method has dropout, each part draws its
-    own. What was done stands in result.json under `plan`.
+    One exception: where memory makes a micro-batch be computed in parts, and the method has dropout, each part draws
+    its own. What was done stands in result.json under `plan`.
     """
 
     attention: Literal["auto", "mask"] = "auto"

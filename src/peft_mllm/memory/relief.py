@@ -86,7 +86,8 @@ class Relief:
                 f"There is not enough memory for a step, nor was there for smaller parts: {why}. {REMEDY}"
             )
         self.happened = True
-        self.note(f"WARNING: out of memory ({why}). {self._smaller(batches)} The result changes by rounding alone, where nothing is dropped out.")
+        remedy = self._smaller(batches)
+        self.note(f"WARNING: out of memory ({why}). {remedy} Without dropout the result changes by rounding alone.")
         return self.compute(gradients, batches, samples, drop)
 
     def _smaller(self, batches: Sequence[Batch]) -> str:
