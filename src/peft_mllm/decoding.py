@@ -28,6 +28,8 @@ from peft_mllm.data.seeing import arguments_of
 from peft_mllm.data.trees import Tree, collate_padded, plant
 from peft_mllm.tuned import Tuned
 
+PROOF = "decoding"
+"""Its name among a model's proofs."""
 ABREAST = 8
 """Questions of a row, at most: each computes its scores against the columns of the others, only to mask them."""
 LEAVE = 0.75
@@ -95,8 +97,8 @@ def rules_of(tuned: Tuned, told: Mapping[str, object]) -> Rules | None:
 class Decoder:
     """One model's way to answer prompts with shared prefixes, where it has one.
 
-    Before its first answer it is held against the plain computation, once: a model may be any that transformers has,
-    and two prompts more than all that are asked cost little.
+    Before a model's first answer this way is held against the plain computation, once, whatever it is asked later: it
+    may be any model that transformers has, and two prompts more than all that are asked cost little.
 
     Args:
         tuned: the model.
@@ -106,7 +108,6 @@ class Decoder:
     def __init__(self, tuned: Tuned, told: Mapping[str, object]):
         self._tuned = tuned
         self._rules = rules_of(tuned, told) if tuned.trees else None
-        self._proved: bool | None = None
 
     def takes(self, samples: Sequence[Sample]) -> bool:
         """Whether prompts have something to share, and the answers are those of transformers' generate."""
@@ -117,14 +118,18 @@ class Decoder:
             return False
         if not any(tree.branched for tree in plant(samples, share=True)):
             return False
-        if self._proved is None:
-            try:
-                self._proved = _is_exact(self._tuned, samples, self._rules)
-            except torch.OutOfMemoryError:
-                raise
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-                self._proved = False  # a cache of another kind, or none: transformers' generate knows how
-        return self._proved
+        proofs = self._tuned.proofs
+        if PROOF not in proofs:
+            proofs[PROOF] = self._is_exact(samples, self._rules)
+        return proofs[PROOF]
+
+    def _is_exact(self, samples: Sequence[Sample], rules: Rules) -> bool:
+        try:
+            return _is_exact(self._tuned, samples, rules)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False  # a cache of another kind, or none: transformers' generate knows how
 
     def answer(self, samples: Sequence[Sample]) -> list[list[int]]:
         """The new tokens of each prompt, with what ends them."""

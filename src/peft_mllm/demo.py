@@ -17,7 +17,7 @@ from peft_mllm.study.outcomes import FULL
 from peft_mllm.tasks.scenes import UNSEEN
 
 ALWAYS = ("none", "full")
-USUAL_FACTORS = (20, 100)
+USUAL_FACTORS = (20, 50, 100)
 """What a method that the study does not know is tried with, in multiples of its own learning rate: a base of a million
 parameters needs far more than one of seven billion."""
 

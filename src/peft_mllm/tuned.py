@@ -59,6 +59,7 @@ class Tuned:
             and peft's own prompt methods widen a two-dimensional mask in PeftModel's forward: there every sample
             is a padded row.
         bf16: compute in bfloat16 by autocast.
+        proofs: what was found exact on this model, or not, by name: so that it is tried once.
     """
 
     family: Family
@@ -66,6 +67,7 @@ class Tuned:
     base: PreTrainedModel
     trees: bool
     bf16: bool = False
+    proofs: dict[str, bool] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -162,7 +164,7 @@ class Tuned:
         """
         lean = lean_of(self.decoder)
         with switched_off(self.model, self.decoder), lean.paused() if lean else nullcontext():
-            yield dataclasses.replace(self, model=self.base)
+            yield dataclasses.replace(self, model=self.base, proofs={})
 
     def save(self, directory: Path) -> None:
         """Write a PEFT directory; or, where there is no PEFT method, model, tokenizer and processor."""
