@@ -16,9 +16,9 @@ import pytest
 from peft_mllm.errors import DataError, SpecError
 from peft_mllm.study import sources
 from peft_mllm.study.advise import Limits, advise, same_model, same_task
-from peft_mllm.study.advising import sentences, what_is_missing
+from peft_mllm.study.advising import all_beyond, exclusions, sentences, what_is_missing
 from peft_mllm.study.definition import load_study
-from peft_mllm.study.evidence import Evidence, read_evidence, write_evidence
+from peft_mllm.study.evidence import SHIPPED, Evidence, read_evidence, write_evidence
 from peft_mllm.study.inference.differences import paired_differences
 from peft_mllm.study.inference.power import smallest_difference
 from peft_mllm.study.outcomes import FULL, ZERO_SHOT
@@ -268,7 +268,7 @@ def test_the_script_writes_what_is_read(tmp_path):
     assert done.returncode == 0, done.stderr
     assert read_evidence(tmp_path / "into" / "one.json") == evidence_at(study)
     (found,) = shipped(tmp_path / "into")
-    assert found.place == "one, shipped with the package"
+    assert found.place == f"one, {SHIPPED}"
     write_study(tmp_path / "two", methods=("lora",), questions=20, tasks=("scenes_at",), missing=1)
     done = subprocess.run([*script[:2], str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, "finish the study first" in done.stderr) == (1, True)
@@ -278,7 +278,7 @@ def test_every_study_is_found_and_a_damaged_one_is_named(tmp_path):
     write_study(tmp_path / "one", methods=("lora",), questions=10, tasks=("scenes_at",))
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "study.json").write_text("{")
-    found, notes = gathered([], studies=tmp_path)
+    found, notes = gathered([], runs=tmp_path)
     assert found[0].title == "Synthetic study"
     assert len(found) == 1 + len(shipped())
     assert any("two" in note and "not JSON" in note for note in notes)
@@ -288,8 +288,15 @@ def test_every_study_is_found_and_a_damaged_one_is_named(tmp_path):
 
 def test_a_study_that_has_only_begun_is_named(tmp_path):
     write_study(tmp_path / "one", methods=("lora",), questions=10, tasks=("scenes_at",), full=False, missing=6)
-    _, notes = gathered([], studies=tmp_path)
+    _, notes = gathered([], runs=tmp_path)
     assert any("no run that counts is done yet, 6 are to come" in note for note in notes)
+
+
+def test_the_demo_is_evidence_as_all_studies_are(tmp_path):
+    for place in ("demo", "studies/one"):
+        write_study(tmp_path / place, methods=("lora",), questions=10, tasks=("scenes_at",))
+    found, _ = gathered([], runs=tmp_path)
+    assert [each.place for each in found][:2] == [(tmp_path / each).as_posix() for each in ("demo", "studies/one")]
 
 
 def test_what_is_shipped_and_here_counts_once(tmp_path, monkeypatch):
@@ -297,8 +304,8 @@ def test_what_is_shipped_and_here_counts_once(tmp_path, monkeypatch):
     (tmp_path / "evidence").mkdir()
     write_evidence(tmp_path / "evidence/one.json", evidence_at(study))
     monkeypatch.setattr(sources, "shipped", lambda: shipped(tmp_path / "evidence"))
-    assert len(gathered([], studies=tmp_path / "studies")[0]) == 1
-    assert len(gathered([], studies=tmp_path / "none")[0]) == 1
+    assert len(gathered([], runs=tmp_path / "studies")[0]) == 1
+    assert len(gathered([], runs=tmp_path / "none")[0]) == 1
 
 
 # --- the study that would give it ---
@@ -334,6 +341,25 @@ def test_the_paper_s_own_values_are_kept_for_its_models():
 
 def test_a_task_of_somebody_s_table_has_no_study():
     assert suggestion("embedded", "charts") is None
+
+
+def test_a_limit_that_is_nearly_kept_is_said_with_the_digits_that_show_it(evidence):
+    limits = Limits(forgotten=next(o.forgotten.value for o in ask(evidence).verdict.top if o.name == "lora") - 0.004)
+    (said,) = (line for line in exclusions(ask(evidence, forgotten=limits.forgotten).verdict, limits) if "lora" in line)
+    lost, limit = re.findall(r"[\d.]+(?=\N{NO-BREAK SPACE}points)", said)
+    assert float(lost) > float(limit)
+    assert len(lost) < 7
+
+
+def test_what_is_measured_and_beyond_a_limit_is_said_before_what_is_not_measured(evidence):
+    assert all_beyond(ask(evidence)) == ""
+    nothing_lost = replace(evidence, lines=tuple(replace(line, forgotten=None) for line in evidence.lines), place="b")
+    advice = advise([evidence, nothing_lost], "embedded", "scenes_next", Limits(forgotten=-100.0))
+    assert advice.verdict.evidence.place == "b"
+    assert all_beyond(advice).startswith(
+        "Of embedded on scenes_next, all 5 candidates whose limited figures are known are"
+    )
+    assert all_beyond(advise([evidence], "embedded", "scenes_next", Limits(forgotten=-100.0))) == ""
 
 
 # --- the verb ---
@@ -395,10 +421,12 @@ def test_the_verb_speaks_to_programs(folder):
         (["--connector", "open"], "--connector open"),
         (["--results", "nowhere"], "nowhere"),
         (["--task", "vizwizz"], "Did you mean 'vizwiz'"),
+        (["--model", "embeded"], "--model embeded: there is no such model. Did you mean 'embedded'?"),
     ],
 )
 def test_what_is_asked_wrongly(folder, limit, said):
-    words = ["--model", "embedded", *([] if "--task" in limit else ["--task", "scenes_next"]), *limit]
+    named = [] if "--model" in limit else ["--model", "embedded"]
+    words = [*named, *([] if "--task" in limit else ["--task", "scenes_next"]), *limit]
     answer = command("advise", *words)
     assert answer.code in (2, 65)
     assert said in answer.err

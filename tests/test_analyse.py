@@ -18,6 +18,8 @@ from peft_mllm.study.index import Planned
 from peft_mllm.study.inference.differences import difference, paired_differences
 from peft_mllm.study.outcomes import FULL, NOT_VARIED, ZERO_SHOT, Answers, Outcome
 from peft_mllm.study.reading import StudyResults, read_study
+from peft_mllm.study.statistics import Estimate
+from peft_mllm.study.wording import figure, interval
 from synthetic_study import write_study
 
 Make = Callable[..., Analysis]
@@ -105,6 +107,19 @@ def test_differences_are_those_of_the_statistics(main: StudyResults, found: Anal
         assert ours.p_adjusted == pytest.approx(theirs.adjusted)
         assert abs(ours.value) == pytest.approx(abs(theirs.difference.value))
         assert ours.value >= 0  # the higher line stands first
+
+
+@pytest.mark.parametrize("methods", [("adapter", "lora"), ("adapter", "lora", "ia3", "prefix")])
+def test_a_difference_has_one_interval(make: Make, methods: tuple[str, ...]) -> None:
+    """The one among all pairs is the one by which a claim of the paper is judged, as far as it is printed."""
+    found = make(**ONE, methods=methods, seeds=(1, 2, 3), effects={"adapter": 1.0}, seed_sd=0.2)
+    pair = next(each for each in found.blocks[0].differences if {each.first, each.second} == {"adapter", "lora"})
+    assert pair.low is not None
+    assert pair.high is not None
+    sign = 1 if pair.first == "adapter" else -1
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    printed = interval(Estimate(sign * pair.value, low, high), signed=True)
+    assert f"adapter minus lora {figure(sign * pair.value, signed=True)} ({printed})" in found.claims[0].because
 
 
 def test_zero_shot_is_paired_with_every_seed(main: StudyResults, found: Analysis) -> None:
@@ -360,14 +375,41 @@ def test_the_view_of_equal_time_ends_with_the_fastest(main: StudyResults, found:
     for row in rows:
         block = block_of(found, task=row.factors["task"], connector=row.factors["connector"])
         trained = [found.lines[place] for place in block.lines if found.lines[place].factors["method"] != ZERO_SHOT]
-        assert row.budget == min(line.figures["seconds"] for line in trained)
+        runs = {run for line in trained for run in line.runs}
+        assert row.budget == min(each.figures["seconds"] for each in main.outcomes if each.run in runs)
         assert row.spent <= row.budget
+        assert (row.seeds, row.missing) == (3, ())
+        assert row.shared == block.factors
+        assert row.value.low is not None
+        assert row.value.low >= 0
     slow = next(row for row in rows if row.factors["method"] == FULL and row.factors["connector"] == "frozen")
     runs = [each for each in main.outcomes if dict(each.factors) == dict(slow.factors)]
     assert runs[0].result is not None
     final = min(point.eval_loss for point in runs[0].result.points if point.eval_loss is not None)
     assert slow.value.value > final - 0.1
     assert slow.spent < runs[0].figures["seconds"]
+
+
+def test_a_line_is_in_equal_time_with_all_its_seeds_or_not_at_all(main: StudyResults) -> None:
+    """One run of lora takes a hundred times as long, and is not evaluated before the others are done."""
+
+    def slow(outcome: Outcome) -> Outcome:
+        if outcome.factors["method"] != "lora" or outcome.seed != 2:
+            return outcome
+        assert outcome.result is not None
+        points = tuple(
+            replace(point, seconds=None if point.seconds is None else 100 * point.seconds)
+            for point in outcome.result.points
+        )
+        seconds = {"seconds": 100 * outcome.figures["seconds"]}
+        figures = {**outcome.figures, **seconds}
+        return replace(outcome, figures=figures, result=replace(outcome.result, points=points))
+
+    found = analyse(replace(main, outcomes=tuple(map(slow, main.outcomes))))
+    rows = [row for row in found.matched if row.by == "time"]
+    assert {row.factors["method"] for row in rows} == {"adapter", "ia3", "prefix", FULL}
+    assert {row.missing for row in rows} == {("lora",)}
+    assert found.untimed == ()
 
 
 def test_no_line_of_a_front_is_beaten(found: Analysis) -> None:

@@ -180,6 +180,20 @@ def test_a_run_that_says_the_same_again_is_left_out_and_named(one: Path, tmp_pat
     assert study.notes == ("Left out, since another run has the same spec: again.",)
 
 
+def test_runs_scored_on_validation_data_are_left_out_beside_others(one: Path, tmp_path: Path) -> None:
+    edited(one, tmp_path / "a" / "tested")
+    edited(one, tmp_path / "a" / "tried", spec__scored="validation")
+    study = read_study(tmp_path / "a")
+    assert [each.run for each in study.outcomes] == ["tested"]
+    assert study.notes == (
+        "Left out: 1 run scored on validation data (`scored: validation`), as trials of a search are.",
+    )
+    edited(one, tmp_path / "b" / "tried", spec__scored="validation")
+    study = read_study(tmp_path / "b")
+    assert len(study.outcomes) == 1
+    assert study.notes == ("All scores are of validation data: `scored: validation` in the specs.",)
+
+
 def test_a_run_alone_is_a_study_of_one(one: Path) -> None:
     study = read_study(one)
     assert len(study.outcomes) == 1

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from peft_mllm.cli import app
-from peft_mllm.errors import SpecError
+from peft_mllm.errors import ModelError, SpecError
+from peft_mllm.study.definition import load_study
+from peft_mllm.study.running import made_otherwise, open_study
 from small_study import FAIR
 from synthetic_study import write_study
 from test_study_state import finish, finish_trials, state_of
@@ -75,9 +78,44 @@ def test_a_study_that_is_done_runs_nothing_and_makes_no_process(file: Path) -> N
     for run in state.known():
         if not state.is_done(run):
             finish(state, run)
+    assert "All 50 runs are done" in " ".join(say("study", "plan", file).split())
     said = json.loads(say("study", "run", file, "--no-report", "--json"))
     assert said == {"done": [], "set_aside": {}, "waiting": 0, "report": None}
     assert (file.parent / "study" / "study.json").is_file()
+
+
+def test_who_reads_the_file_hears_that_the_study_was_run_with_other_values(file: Path) -> None:
+    four = "axes.seed=[1,2,3,4]"
+    state = open_study(load_study(file, [four]))
+    for run in state.plan.references:
+        finish(state, run)
+    state.write_index()
+    said = f"{file.parent / 'study'} was last run with another axes.seed than the file says (62 runs)"
+    for verb in ("status", "report"):
+        assert said in " ".join(say("study", verb, file).split())
+        assert said in json.loads(say("study", verb, file, "--json"))["note"]
+    assert "note" not in json.loads(say("study", "status", file, four, "--json"))
+    open_study(load_study(file)).write_index()
+    assert "note" not in json.loads(say("study", "status", file, "--json"))
+    moved = load_study(file).model_copy(update={"title": "t2"})
+    assert "another title than" in made_otherwise(moved)
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nobody:
+        def head(self, *_: Any, **__: Any) -> None:
+            raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Nobody)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ModelError) as error:
+        say("study", "plan", file, "axes.model={A: some/model, B: embedded}")
+    said = str(error.value)
+    assert said.startswith("some/model is no local directory, and the hub")
+    assert "no route. Name a local directory: 'axes.model={A: DIRECTORY}'. If it" in said
+    assert "HF_HUB_OFFLINE=1" in said
+    with pytest.raises(ModelError, match=r"fixed\.model=DIRECTORY"):
+        say("study", "plan", file, "fixed.model=some/model")
 
 
 def test_the_report_says_in_short_what_was_found(tmp_path: Path) -> None:

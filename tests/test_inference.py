@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peft_mllm.study.inference.differences import Comparison, Difference, difference, holm, paired_differences
+from peft_mllm.study.inference.differences import (
+    Comparison,
+    Difference,
+    difference,
+    differences_by_seed,
+    holm,
+    paired_differences,
+    unstable,
+)
 from peft_mllm.study.inference.effects import Cell, factor_effect
 from peft_mllm.study.inference.groups import group, letters
 from peft_mllm.study.inference.intervals import mean_interval, spread
@@ -200,14 +208,71 @@ def test_holm_by_hand():
 
 def test_a_family_shares_what_it_shows_of_seeds():
     """Three seeds of two methods agree by chance; the others show that seeds matter."""
-    rng = np.random.default_rng(0)
-    wild = {f"m{i}": graded((3, 100), seed=i) + rng.normal(0, 15, (3, 1)) for i in range(3)}
+    wild = {f"m{i}": graded((3, 100), seed=i) + np.roll([[-15.0], [0.0], [15.0]], i, axis=0) for i in range(3)}
     calm = {"a": graded((3, 100), seed=8), "b": graded((3, 100), seed=9) + 12}
     alone = difference(calm["b"], calm["a"])
     family = {(each.first, each.second): each.difference for each in paired_differences({**calm, **wild})}
     assert alone.p < 0.05
     assert family["a", "b"].value == pytest.approx(-alone.value)
     assert family["a", "b"].p > 0.1
+
+
+def test_one_unstable_group_does_not_widen_the_pairs_of_the_others():
+    rng = np.random.default_rng(0)
+    calm = {f"m{i}": graded((3, 100), seed=i) + rng.normal(0, 1, (3, 1)) for i in range(4)}
+    calm["m0"] = calm["m0"] + 12
+    wild = graded((3, 100), seed=9) + np.array([[-30.0], [0.0], [30.0]])
+    assert unstable(calm) == ()
+    assert unstable({**calm, "wild": wild}) == ("wild",)
+    without = {(each.first, each.second): each.difference for each in paired_differences(calm)}
+    found = {(each.first, each.second): each.difference for each in paired_differences({**calm, "wild": wild})}
+    for pair, each in without.items():
+        if each.high - each.low == pytest.approx(found[pair].high - found[pair].low):
+            continue
+        own = difference(calm[pair[0]], calm[pair[1]])  # the larger one, with its own degrees of freedom
+        assert (found[pair].low, found[pair].high) == pytest.approx((own.low, own.high))
+    assert found["m0", "wild"].p > 0.1
+    assert found["m0", "wild"] == difference(calm["m0"], wild)
+
+
+def test_seeds_by_hand():
+    """The rule of docs/study.md: G = 3, S = 3, one question each."""
+    runs = {"a": [10.0, 12.0, 14.0], "b": [20.0, 21.0, 25.0], "c": [30.0, 36.0, 30.0]}
+    x = np.array(list(runs.values()))
+    rest = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean()
+    pooled = 2 * (rest**2).sum() / 4
+    found = {(each.first, each.second): each.difference for each in differences_by_seed(runs)}
+    for (first, second), each in found.items():
+        own = np.var(np.subtract(runs[first], runs[second]), ddof=1)
+        square, freedom = pooled, 4.0
+        if own > pooled:
+            square, freedom = own, own**2 / (pooled**2 / 4 + (own - pooled) ** 2 / 2)
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(square / 3)
+        assert (each.low, each.high) == pytest.approx((each.value - half, each.value + half))
+
+
+def test_an_interval_by_the_formulas_of_the_guide():
+    rng = np.random.default_rng(6)
+    groups = {name: graded((3, 20), seed=seed) + rng.normal(0, 4, (3, 1)) for seed, name in enumerate("abcd")}
+    x = np.array([of.mean(axis=1) for of in groups.values()])
+    rest = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean()
+    pooled, f = 2 * 20 * (rest**2).sum() / 6, 6
+    larger = 0
+    for each in paired_differences(groups):
+        d = groups[each.first] - groups[each.second]
+        own = 20 * ((d.mean(axis=1) - d.mean()) ** 2).sum() / 2
+        questions = 3 * ((d.mean(axis=0) - d.mean()) ** 2).sum() / 19
+        left = d - d.mean(axis=1, keepdims=True) - d.mean(axis=0) + d.mean()
+        rest = (left**2).sum() / 38
+        square, m = (pooled, f) if own <= pooled else (own, own**2 / (pooled**2 / f + (own - pooled) ** 2 / 2))
+        larger += own > pooled
+        part = max(square, rest)
+        whole = part + max(questions - rest, 0)
+        freedom = whole**2 / (part**2 / m + (whole - part) ** 2 / 19)
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(whole / 60)
+        assert unstable(groups) == ()
+        assert (each.difference.low, each.difference.high) == pytest.approx((d.mean() - half, d.mean() + half))
+    assert 0 < larger < 6
 
 
 def test_two_groups_alone_are_tested_as_a_pair():

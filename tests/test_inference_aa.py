@@ -95,6 +95,9 @@ def test_the_level_is_used_where_seeds_matter():
         World((3.0, 0.3, 0.3, 0.3, 0.3)),
         World((6.0, 1.0, 1.0, 1.0, 1.0)),
         World((6.0, 1.0, 1.0, 1.0, 1.0), seeds=5),
+        World((20.0, 1.0, 1.0, 1.0, 1.0)),
+        World((20.0, 1.0, 1.0, 1.0, 1.0), seeds=5),
+        World((15.0, 1.0, 1.0), methods=3),
         World((0.0, 1.0, 1.0, 3.0), methods=4),
         World(1.0, centre=4.0),
         World(3.0, methods=2),
@@ -167,6 +170,18 @@ def test_real_differences_are_found(world, least):
         if "m0" in (each.first, each.second)
     ]
     assert np.mean(found) >= least
+
+
+def test_one_unstable_method_does_not_hide_what_the_others_show():
+    """Pooled with its own deviation, a fifth of the truly different pairs beside it would be found, not most."""
+    rng = np.random.default_rng(3)
+    found = [
+        each.told_apart
+        for _ in range(100)
+        for each in paired_differences(World((1.0, 20.0, 1.0, 1.0, 1.0), advantage=20.0).study(rng))
+        if "m0" in (each.first, each.second) and "m1" not in (each.first, each.second)
+    ]
+    assert np.mean(found) >= 0.6
 
 
 @pytest.mark.parametrize("deviation", [0.3, 3.0])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from peft_mllm.errors import SpecError
 from peft_mllm.methods import METHODS
 from peft_mllm.spec import NamedSpec, Spec
-from peft_mllm.specfile import build, load_spec, parse_spec
+from peft_mllm.specfile import build, load_spec, load_spec_of, parse_spec
 
 GOOD = """\
 model: embedded
@@ -162,7 +164,7 @@ def test_anchors_are_values(read):
 def test_a_file_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(SpecError, match="There is no spec file"):
         load_spec(tmp_path / "absent.yaml")
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match="is a directory"):
         load_spec(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(SpecError, match="cannot be read"):
@@ -331,3 +333,25 @@ def test_a_misspelt_metric_is_found_before_anything_starts(read):
 
 def test_zero_steps_are_refused(read):
     assert "0 steps train nothing" in said(read, GOOD, "train.max_steps=0")
+
+
+def test_the_spec_of_a_run_is_read_from_its_directory_or_one_of_its_files(tmp_path):
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    spec = parse_spec({"model": "embedded", "method": "lora", "task": "scenes_next", "output_dir": str(run)})
+    said = spec.model_dump(mode="json", exclude={"output_dir"})
+    (run / "result.json").write_text(json.dumps({"spec": said, "scores": {}}))
+    assert load_spec_of(run) == load_spec_of(run / "result.json") == spec
+    (run / "spec.json").write_text(json.dumps(said, indent=1))
+    assert load_spec_of(run) == load_spec_of(run / "spec.json") == spec
+    assert load_spec_of(run, ["method.rank=2"]).method.options["rank"] == 2
+    with pytest.raises(SpecError, match=r"adapter is a directory without spec\.json or result\.json. Give a spec file"):
+        load_spec_of(run / "adapter")
+    with pytest.raises(SpecError, match=r"run is a directory\. Give a spec file"):
+        load_spec(run)
+
+
+def test_a_generated_task_has_no_fewer_than_no_questions(tmp_path):
+    task = {"name": "scenes_next", "size": {"train": -64}}
+    with pytest.raises(SpecError, match=r"task\.size\.train: must be 0 or more, not -64\.$"):
+        parse_spec({"model": "embedded", "method": "lora", "task": task, "output_dir": "o"})

@@ -136,6 +136,10 @@ def unfair(change: dict[str, Any]) -> dict[str, Any]:
     return {"search": search}
 
 
+def sized(**size: int) -> dict[str, Any]:
+    return {"axes": {"task": {"next": {"name": "scenes_next", "size": SIZE | size}}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -151,15 +155,23 @@ def unfair(change: dict[str, Any]) -> dict[str, Any]:
             unfair({"trials": FAIR["search"]["trials"] | {"lorra": {}}}),
             "there is no method 'lorra'. Did you mean 'lora'",
         ),
-        (unfair({"on": {"task": "nxt"}}), "search.on: task has no 'nxt'. Did you mean 'next'"),
-        (unfair({"on": {"tusk": "next"}}), "search.on: there is no axis 'tusk'. Did you mean 'task'"),
+        (unfair({"on": {"task": "nxt"}}), "search.on.task: task has no 'nxt'. Did you mean 'next'"),
+        (unfair({"on": {"tusk": "next"}}), "search.on.tusk: there is no axis 'tusk'. Did you mean 'task'"),
         (
             {"axes": {"learning_rate": [1e-3, 1e-2]}},
             "search.trials.lora: train.learning_rate is set by an axis already",
         ),
-        ({"exclude": [{"method": "lorra"}]}, "exclude[0]: method has no 'lorra'"),
+        ({"exclude": [{"method": "lorra"}]}, "exclude[0].method: method has no 'lorra'"),
         ({"contrast": "methods"}, "contrast: there is no axis 'methods'"),
-        ({"axes": {"method": {"lora": {"rnk": 4}, "ia3": None}}}, "in the run lora / frozen / next: spec: unknown key"),
+        (
+            {"axes": {"method": {"lora": {"rnk": 4}, "ia3": None}}},
+            "unknown key 'method.rnk'. Did you mean 'rank'? (In the run lora / frozen / next.)",
+        ),
+        ({"seen": ["scenes_nxt"]}, "seen[0]: there is no task 'scenes_nxt'. Did you mean 'scenes_next'?"),
+        (sized(train=-64), "task.size.train: must be 0 or more, not -64"),
+        (sized(test=-64), "task.size.test: must be 0 or more, not -64"),
+        (sized(test=0), "task.size.test: scenes_next has no question there, so there is nothing to score"),
+        (sized(validation=0), "task.size.validation: scenes_next has no question there"),
         ({"axes": {"flavour": ["a", "b"]}}, "axes.flavour: 'flavour' is no key of a run's spec"),
         ({"axes": {"connector": []}}, "axes.connector: write a list of values"),
         ({"axes": {"seed": ["a"]}}, "axes.seed: seeds are whole numbers"),
@@ -180,6 +192,77 @@ def test_a_study_file_is_read_with_overrides_and_errors_name_the_line(tmp_path: 
     file.write_text(file.read_text() + "axis: {}\n")
     with pytest.raises(SpecError, match=r"study\.yaml:\d+: unknown key 'axis'. Did you mean 'axes'"):
         load_study(file)
+
+
+LINES = """title: t
+fixed:
+  model: embedded
+  train: {num_train_epochs: 1}
+axes:
+  method:
+    lora: {rank: 4}
+    ia3:
+  task:
+    next: {name: scenes_next, size: {train: 64, validation: 16, test: 16}}
+  connector: [frozen, tuned]
+  seed: [1, 2, 3]
+seen:
+  - scenes_at
+exclude:
+  - {connector: tuned, method: ia3}
+search:
+  seed: 7
+  trials:
+    lora: {learning_rate: [1e-3, 1e-2]}
+    ia3: {learning_rate: [1e-2, 1e-1]}
+    full fine-tuning: {learning_rate: [1e-4, 1e-3]}
+output_dir: runs/t
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "instead", "message"),
+    [
+        ("ia3:\n", "iaa3:\n", ":8: axes.method.iaa3: there is no method 'iaa3'. Did you mean 'ia3'?"),
+        ("rank: 4", "rnk: 4", ":7: unknown key 'method.rnk'. Did you mean 'rank'? (In the run lora / next / frozen.)"),
+        ("num_train_epochs", "num_train_epoch", ":4: unknown key 'train.num_train_epoch'."),
+        ("train: 64", "train: -64", ":10: task.size.train: must be 0 or more, not -64."),
+        ("test: 16", "test: 0", ":10: task.size.test: scenes_next has no question there"),
+        ("scenes_at", "scenes_att", ":14: seen[0]: there is no task 'scenes_att'. Did you mean 'scenes_at'?"),
+        ("method: ia3}", "method: ia4}", ":16: exclude[0].method: method has no 'ia4'."),
+        ("[1e-2, 1e-1]", "[1e-2]", ":19: search.trials: the fair protocol gives every method the same number"),
+        ("    ia3: {learning_rate", "    ia3: {learning_rat", ":21: unknown key 'method.learning_rat'."),
+        ("[frozen, tuned]", "[frozen, tuned, open]", ":11: connector: Input should be 'frozen', 'tuned' or 'released'"),
+        ("[1, 2, 3]", "[1, 2]", ":12: axes.seed: the fair protocol needs at least 3 seeds."),
+    ],
+)
+def test_what_cannot_be_is_said_with_file_and_line(tmp_path: Path, said: str, instead: str, message: str) -> None:
+    file = tmp_path / "study.yaml"
+    assert LINES.count(said) == 1
+    file.write_text(LINES)
+    Plan(load_study(file))
+    file.write_text(LINES.replace(said, instead))
+    with pytest.raises(SpecError) as error:
+        Plan(load_study(file))
+    assert str(error.value).startswith(f"{file}{message}")
+
+
+def test_what_the_command_line_says_wrong_is_said_to_be_of_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(LINES)
+    with pytest.raises(
+        SpecError, match=r"^command line \(axes.method=\[iaa3\]\): axes.method\[0\]: there is no method"
+    ):
+        Plan(load_study(file, ["axes.method=[iaa3]"]))
+    assert load_study(file) == load_study(file)
+
+
+def test_an_axis_by_method_says_whom_it_leaves_out() -> None:
+    assert list(planned().notes()) == []
+    axis = {"by": "method", "lora": {"rank": [2, 4]}, FULL: {"learning_rate": [1e-4]}}
+    assert list(planned(axes={"size": axis}).notes()) == [
+        "axes.size says nothing of ia3, which is there once, without a level of it."
+    ]
 
 
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "studies").glob("*.yaml")), ids=lambda f: f.stem)

@@ -27,7 +27,7 @@ from peft_mllm.study.analyse import analyse
 from peft_mllm.study.analysis import Analysis, PaperCell
 from peft_mllm.study.drawings.scales import scale_of
 from peft_mllm.study.outcomes import Answers, CurvePoint
-from peft_mllm.study.pages import questions, readings, sections, write
+from peft_mllm.study.pages import head, questions, sections, write
 from peft_mllm.study.pages.embed import embedded
 from peft_mllm.study.pages.questions import telling
 from peft_mllm.study.pages.write import everything, write_study_report
@@ -131,10 +131,29 @@ def test_policy_names_the_one_script(page):
 
 def test_what_can_be_told_is_said_and_what_cannot(page, analysis):
     view = View(analysis)
-    assert any("connector" in each or "data size" in each or "told apart" in each for each in readings.told(view))
-    assert "1 planned runs have no result yet." in readings.untold(view) or analysis.missing != 1
+    assert any("connector" in each or "data size" in each or "told apart" in each for each in head.told(view))
+    assert "1 planned runs have no result yet." in head.untold(view) or analysis.missing != 1
     assert "What can be told" in page
     assert "What cannot" in page
+
+
+def test_a_question_stands_in_one_half_of_the_head(tmp_path):
+    """Prefix is clearly lower than the other four, of which none is clearly best."""
+    said = {"tasks": ("scenes_next",), "connectors": ("frozen",), "seed_sd": 0.05, "seeds": (1, 2, 3, 4, 5)}
+    found = analyse(read_study(write_study(tmp_path / "a", effects={"prefix": -0.45, "zero-shot": -3.0}, **said)))
+    told, untold = head.told(View(found)), head.untold(View(found))
+    assert "prefix is lower than each of the other 4." in told
+    assert any(each.startswith("Every line gains over zero-shot, by ") for each in told)
+    assert [each for each in untold if "prefix" in each] == []
+    assert any(each.startswith("Which of ") and each.endswith(" is best cannot be told.") for each in untold)
+
+
+def test_ranks_are_no_finding(tmp_path):
+    """A method can be first in nearly every draw and be told apart from none."""
+    found = analyse(read_study(write_study(tmp_path / "a", connectors=("frozen",))))
+    view = View(replace(found, overall=tuple(replace(o, rank=replace(o.rank, first=1.0)) for o in found.overall)))
+    assert found.overall
+    assert not any("rank" in each for each in head.told(view))
 
 
 def test_every_line_is_a_row_with_its_interval(page, analysis):

@@ -110,18 +110,19 @@ def proven(
 
 
 def self_check(tuned: Tuned, samples: Sequence[Sample], supply: Supply) -> SelfCheck | None:
-    """Compare losses and gradients of samples as a supply lays them out with those of the same samples padded.
+    """Compare losses and gradients of samples as a supply lays them out with those of the same samples one by one.
 
     Dropout is off. None where the plain computation is not finite: training stops at those samples, and names them.
 
     Raises:
         MethodError: the model's attention cannot be computed in this layout; says why.
     """
-    plain = collate_padded(samples, pixels=supply.pixels, pad_id=supply.pad_id)
+    plain = [collate_padded([sample], pixels=supply.pixels, pad_id=supply.pad_id) for sample in samples]
     shared = supply.lay(plant(samples, share=supply.share))
     tuned.model.eval()
-    found = _loss_and_gradient(tuned, shared)
-    return _compared(found, tuned, plain, samples=len(samples), shared_tokens=plain.tokens - shared.tokens)
+    found = _loss_and_gradient(tuned, [shared])
+    saved = sum(batch.tokens for batch in plain) - shared.tokens
+    return _compared(found, tuned, plain, samples=len(samples), shared_tokens=saved)
 
 
 def lean_where_exact(
@@ -141,16 +142,16 @@ def lean_where_exact(
     if not lean.used:
         return None
     tuned.model.eval()
-    found = _loss_and_gradient(tuned, batch)
+    found = _loss_and_gradient(tuned, [batch])
     with lean.paused():
-        check = _compared(found, tuned, batch, samples=len(samples), shared_tokens=0)
+        check = _compared(found, tuned, [batch], samples=len(samples), shared_tokens=0)
     if check is not None and not check.passed:
         remove(tuned.base, tuned.family.anatomy)
         note(NOT_LEAN.format(gradient=check.gradient, tolerance=check.tolerance))
     return check
 
 
-def _compared(found: tuple[float, Tensor], tuned: Tuned, plain: Batch, **counted: int) -> SelfCheck | None:
+def _compared(found: tuple[float, Tensor], tuned: Tuned, plain: Sequence[Batch], **counted: int) -> SelfCheck | None:
     """A loss and gradient beside those of the plain computation; None where that is not finite."""
     loss, gradient = found
     plain_loss, plain_gradient = _loss_and_gradient(tuned, plain)
@@ -184,11 +185,15 @@ def _one_rounding(tuned: Tuned) -> Iterator[None]:
         handle.remove()
 
 
-def _loss_and_gradient(tuned: Tuned, batch: Batch) -> tuple[float, Tensor]:
+def _loss_and_gradient(tuned: Tuned, batches: Sequence[Batch]) -> tuple[float, Tensor]:
+    """The mean loss over all answer tokens and its gradient, one batch in memory at a time."""
     parameters = list(tuned.trainable().values())
-    loss = tuned.answer_losses(batch.to(tuned.device)).mean()
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    flat = [
-        torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
-    ]
-    return loss.item(), torch.cat(flat)
+    answers = sum(batch.answer_tokens for batch in batches)
+    total, gradient = 0.0, torch.zeros(sum(p.numel() for p in parameters), device=tuned.device)
+    for batch in batches:
+        loss = tuned.answer_losses(batch.to(tuned.device)).sum() / answers
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        gradient += torch.cat([each.flatten() for each in flat])
+        total += loss.item()
+    return total, gradient

@@ -37,7 +37,7 @@ from peft_mllm.world import World
 QUESTIONS_PER_IMAGE = 1.5
 """From so many on, on average, `group_by_image: auto` keeps the samples of an image together."""
 SELF_CHECK_SAMPLES = 8
-"""Compared at the start of training: enough for a tree or two, few enough to cost nothing."""
+"""Compared at the start of training, or as many as a micro-batch has, so that this takes no more memory than a step."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ class Fitting:
             layout="padded",
             share=self.spec.data.share_prefix,
         )
-        samples = [self.encode(record) for record in telling(self.train.records, SELF_CHECK_SAMPLES)]
+        count = max(2, min(SELF_CHECK_SAMPLES, self.spec.train.per_device_train_batch_size))
+        samples = [self.encode(record) for record in telling(self.train.records, count)]
         supply, check = proven(tuned, supply, samples, layouts(tuned, self.spec), note=self.screen.note)
         if self.spec.speed.lean == "off":
             return supply, check, None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from peft_mllm.shelf import Shelf, did_you_mean
 from peft_mllm.spec import NamedSpec, Spec
 from peft_mllm.tasks import TASKS
 
+RESULT = "result.json"
+OF_A_RUN = ("spec.json", RESULT)
+"""Files of a run's directory that say its spec."""
+
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """Read a spec file and apply overrides.
@@ -29,7 +33,39 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: everything that is wrong, each with file, line and key.
     """
+    if Path(path).is_dir():
+        raise SpecError(f"{path} is a directory. Give a spec file, such as run.yaml.")
     return _validate(read_document(path, "spec"), overrides)
+
+
+def load_spec_of(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """The spec of a file, or of a run: its directory, its `spec.json` or its `result.json`.
+
+    Raises:
+        SpecError: everything that is wrong, each with file, line and key.
+    """
+    file = Path(path)
+    if file.is_dir():
+        found = [file / name for name in OF_A_RUN if (file / name).is_file()]
+        if not found:
+            said = " or ".join(OF_A_RUN)
+            raise SpecError(f"{path} is a directory without {said}. Give a spec file, or the directory of a run.")
+        file = found[0]
+    document = read_document(file, "spec")
+    if file.name == RESULT and isinstance(document.data.get("spec"), dict):
+        document = Document.of(document.data["spec"], str(file))
+    if file.name in OF_A_RUN:
+        document.data.setdefault("output_dir", str(file.parent))  # a run's spec leaves it out: it may be moved
+        for key in document.data.keys() & {"method", "task"}:
+            document.data[key] = _as_written(document.data[key])
+    return _validate(document, overrides)
+
+
+def _as_written(named: Any) -> Any:
+    """A name with its options as a person writes it, so that an override finds an option where a file has it."""
+    if isinstance(named, dict) and isinstance(named.get("options"), dict):
+        return {"name": named.get("name"), **named["options"]}
+    return named
 
 
 def parse_value(text: str, place: str) -> Any:
@@ -37,15 +73,36 @@ def parse_value(text: str, place: str) -> Any:
     return Document("", said(f"{place} {text}")).read(text, ())
 
 
-def parse_spec(data: Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:
-    """A spec from Python data, checked like a file's; for notebooks."""
+def parse_spec(
+    data: Mapping[str, Any] | Spec, overrides: Sequence[str] = (), *, place: Callable[[Key], str] | None = None
+) -> Spec:
+    """A spec from Python data, checked like a file's; for notebooks.
+
+    Args:
+        data: as a file would say it.
+        overrides: as on the command line.
+        place: where a key was said, for data that was put together from a file.
+    """
     if isinstance(data, Spec):
         data = data.model_dump(mode="json")
     try:
         text = json.dumps(data, default=os.fspath)
     except (TypeError, ValueError) as error:
         raise SpecError(f"The spec holds something that YAML cannot say: {error}.") from error
-    return _validate(Document.of(json.loads(text), "spec"), overrides)
+    document = Document.of(json.loads(text), "spec") if place is None else _Composed(json.loads(text), place)
+    return _validate(document, overrides)
+
+
+class _Composed(Document):
+    """Data whose keys were said in another document."""
+
+    def __init__(self, data: dict[str, Any], place: Callable[[Key], str]) -> None:
+        super().__init__("", "spec")
+        self.data, self._place = data, place
+
+    def place(self, key: Key) -> str:
+        """Where the other document says it."""
+        return self._place(key)
 
 
 def _validate(document: Document, overrides: Sequence[str]) -> Spec:

@@ -41,7 +41,7 @@ def advise(
     connector: Annotated[str | None, typer.Option(help="frozen or tuned; either if left out.")] = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of runs, or table; all of runs/studies and what is shipped if left out."),
+        typer.Option(help="Folder of runs, or table; all studies in runs/ and what is shipped if left out."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +52,7 @@ def advise(
     from peft_mllm.study.advise import Limits
     from peft_mllm.study.advise import advise as answer
     from peft_mllm.study.sources import gathered
-    from peft_mllm.study.suggest import known_task
+    from peft_mllm.study.suggest import known_model, known_task
 
     if connector not in (None, "frozen", "tuned", "released"):
         raise SpecError(f"--connector {connector}: there are frozen, tuned and released.")
@@ -64,6 +64,7 @@ def advise(
         connector=connector or "",
     )
     evidence, notes = gathered(results or ())
+    known_model(model, [name for each in evidence for name in each.models()])
     known_task(task, [label for each in evidence for choice in each.choices for label in choice.tasks])
     advice = answer(evidence, model, task, limits)
     study = _study(advice, model, task)
@@ -116,8 +117,10 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _show(advice: Advice, study: Suggestion | None, notes: list[str]) -> None:
-    from peft_mllm.study.advising import brief, what_is_missing
+    from peft_mllm.study.advising import all_beyond, brief, what_is_missing
 
+    if said := all_beyond(advice):
+        _say(said)
     if advice.verdict:
         _show_verdict(advice.verdict, advice)
     if missing := what_is_missing(advice):
@@ -142,12 +145,14 @@ def _show(advice: Advice, study: Suggestion | None, notes: list[str]) -> None:
 
 def _show_verdict(verdict: Verdict, advice: Advice) -> None:
     from peft_mllm.study.advising import device, effects_in_words, headline, runs_in_words, sentences, setting_in_words
+    from peft_mllm.study.evidence import SHIPPED
 
     _say(headline(verdict))
     for sentence in sentences(verdict):
         _say(sentence)
     _show_scores(verdict)
-    _say("How they were made, and the runs:")
+    where = f" ({SHIPPED})" if verdict.evidence.place.endswith(SHIPPED) else ""
+    _say(f"How they were made, and the runs{where}:")
     for option in verdict.top:
         _say(f"  {option.name}: {setting_in_words(option)}")
         _say(f"    {runs_in_words(option)}")
@@ -165,9 +170,10 @@ def _show_verdict(verdict: Verdict, advice: Advice) -> None:
 
 def _show_exclusions(verdict: Verdict, advice: Advice) -> None:
     from peft_mllm.study.advising import exclusions
+    from peft_mllm.study.wording import and_list
 
     if verdict.excluded:
-        _say("Beyond the limits:")
+        _say(f"Beyond the limits ({verdict.model} on {and_list(verdict.tasks)}; {verdict.evidence.place}):")
     for line in exclusions(verdict, advice.limits):
         _say(f"  {line}")
 

@@ -35,7 +35,7 @@ UNITS = {"g": 10**9, "gb": 10**9, "gib": 1024**3, "m": 10**6, "mb": 10**6, "mib"
     )
 )
 def plan(
-    spec: Annotated[Path, typer.Argument(help="YAML file that says what to run; docs/tour.md explains it.")],
+    spec: Annotated[Path, typer.Argument(help="YAML file that says what to run (docs/tour.md), or a run's directory.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
     ] = None,
@@ -44,9 +44,9 @@ def plan(
 ) -> None:
     """Show how much memory a step of training takes, and how it would be computed; no weights are loaded."""
     from peft_mllm.memory.asked import plan_of
-    from peft_mllm.specfile import load_spec
+    from peft_mllm.specfile import load_spec_of
 
-    made = plan_of(load_spec(spec, overrides or ()), available=None if memory is None else bytes_of(memory))
+    made = plan_of(load_spec_of(spec, overrides or ()), available=None if memory is None else bytes_of(memory))
     if as_json:
         say_json(made.to_json())
         return

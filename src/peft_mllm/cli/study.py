@@ -114,17 +114,18 @@ def status(study: File, overrides: Overrides = None, as_json: Json = False) -> N
     from peft_mllm.study.attempts import ATTEMPTS_FOLDER
     from peft_mllm.study.definition import load_study
     from peft_mllm.study.engine import status_of
-    from peft_mllm.study.running import open_study
+    from peft_mllm.study.running import made_otherwise, open_study
 
-    state = open_study(load_study(study, overrides or ()))
+    read = load_study(study, overrides or ())
+    state, otherwise = open_study(read), made_otherwise(read)
     known = state.known()
     standing = status_of([state.job(run) for run in known], state.directory / ATTEMPTS_FOLDER)
     counts = Counter(each.state for each in standing)
     later = state.plan.expected - len(known)
     if as_json:
-        say_json(
-            {"expected": state.plan.expected, "not_known_yet": later, **counts, "runs": [vars(s) for s in standing]}
-        )
+        noted = {"note": otherwise} if otherwise else {}
+        runs = [vars(each) for each in standing]
+        say_json({"expected": state.plan.expected, "not_known_yet": later, **counts, "runs": runs, **noted})
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("run", "state", "where", "cause"):
@@ -138,6 +139,8 @@ def status(study: File, overrides: Overrides = None, as_json: Json = False) -> N
     said = [f"{count} {name}" for name, count in counts.items()]
     said += [f"{later} not known before their trials are done"] if later else []
     console.print(f"{state.plan.expected} runs: {', '.join(said)}", markup=False)
+    if otherwise:
+        console.print(f"Note: {otherwise}", markup=False)
 
 
 @verbs.command(
@@ -157,16 +160,23 @@ def report(
     """Write the report from result files alone: a page, tables and figures."""
     from peft_mllm.study.columns import ENDINGS
     from peft_mllm.study.definition import load_study
+    from peft_mllm.study.running import made_otherwise
 
+    otherwise = ""
     if study.suffix.lower() in ENDINGS:
         results, output = study, output or study.with_name(f"{study.stem}-report")
+    elif study.is_dir():
+        results = study
     else:
-        results = study if study.is_dir() else Path(load_study(study).output_dir)
+        read = load_study(study)
+        results, otherwise = Path(read.output_dir), made_otherwise(read)
     page = _write_report(results, output, summary=not as_json)
     if as_json:
-        say_json({"report": str(page)})
-    else:
-        console.print(f"The report: {page.resolve()}", markup=False)
+        say_json({"report": str(page)} | ({"note": otherwise} if otherwise else {}))
+        return
+    console.print(f"The report: {page.resolve()}", markup=False)
+    if otherwise:
+        console.print(f"Note: {otherwise}", markup=False)
 
 
 def _write_report(results: Path, output: Path | None, *, summary: bool) -> Path:

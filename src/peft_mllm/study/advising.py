@@ -139,11 +139,39 @@ def exclusions(verdict: Verdict, limits: Limits) -> Iterator[str]:
     most = dict(limits.known())
     for option in verdict.excluded:
         broken = [
-            f"{_noun(name)} {FIGURES[name][1](value)} > {FIGURES[name][1](most[name])}"
+            f"{_noun(name)} {_apart(name, value, most[name])}"
             for name in option.exceeds
             if (value := cost(option, name)) is not None
         ]
         yield f"{option.name}: {and_list(broken)}"
+
+
+def _apart(name: str, value: float, limit: float) -> str:
+    """A figure and the limit that it breaks, with as many digits as it takes to see that."""
+    said, most = FIGURES[name][1](value), FIGURES[name][1](limit)
+    digits = 1
+    while said == most and digits < 12:
+        shown = ",.0f" if _UNITS[name] == "bytes" else f".{digits}f"
+        said, most = (f"{each:{shown}}{GLUE}{_UNITS[name]}" for each in (value, limit))
+        digits += 1
+    return f"{said} > {most}"
+
+
+_UNITS = {FORGOTTEN: "points", DISK: "bytes", MEMORY: "bytes", SECONDS: "s"}
+
+
+def all_beyond(advice: Advice) -> str:
+    """Before an answer: that of the model and task itself all that was measured of what is limited is beyond it."""
+    own = [*([advice.verdict] if advice.verdict else []), *advice.others]
+    direct = [each for each in own if each.kind == "direct"]
+    count = sum(len(each.excluded) for each in direct)
+    known = any(not option.unknown for each in direct for option in (*each.top, *each.lower))
+    if not advice.verdict or not count or known:
+        return ""
+    return (
+        f"Of {advice.model} on {advice.task}, all {count} candidates whose limited figures are known are beyond the "
+        "limits; what follows rests on others."
+    )
 
 
 def cost(option: Option, name: str) -> float | None:

@@ -21,7 +21,7 @@ from peft_mllm.study.outcomes import Cell, cells_of
 from peft_mllm.study.overview import Row
 from peft_mllm.study.paper import claims_of, paper_cells, paper_notes
 from peft_mllm.study.reading import StudyResults, order_of
-from peft_mllm.study.same_spending import matched_views
+from peft_mllm.study.same_spending import matched_views, without_time
 from peft_mllm.study.transfers import transfers_of
 
 
@@ -51,11 +51,12 @@ def analyse(study: StudyResults) -> Analysis:
         matched=matched_views(structure, rows),
         fronts=fronts_of(structure.contests, lines),
         paper=cells,
-        claims=claims_of(study.outcomes, seen=index.seen),
+        claims=claims_of(study.outcomes, seen=index.seen, blocks=_blocks(structure)),
         notes=(*cautions(study, structure, rows, left_out, compared=compared), *paper_notes(cells)),
         failed=study.failed,
         missing=study.missing,
         outcomes=study.outcomes,
+        untimed=tuple(contest.factors for contest in without_time(structure, rows)),
     )
 
 
@@ -65,6 +66,10 @@ def _cells(study: StudyResults) -> list[Cell]:
     names = [*sorted((axis for axis in axes if axis != contrast), key=lambda axis: axis != TASK), contrast]
     order = order_of({axis: axes.get(axis, ()) for axis in names})
     return sorted(cells_of(study.outcomes), key=lambda cell: order(cell.factors))
+
+
+def _blocks(structure: Structure) -> list[list[Cell]]:
+    return [[structure.cells[place] for place in contest.members] for contest in structure.contests]
 
 
 def _rows(structure: Structure, seen: tuple[str, ...]) -> list[Row]:

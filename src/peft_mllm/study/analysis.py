@@ -172,16 +172,22 @@ class Matched:
     Attributes:
         by: `parameters` or `time`.
         budget: parameters, or seconds of training.
+        shared: what its block shares; a row that an axis means nothing to has rivals at each level of it.
         factors: of the row.
         value: the score (parameters) or the lowest validation loss reached in that time (time).
         spent: what the row took of the budget.
+        seeds: how many the value is the mean of.
+        missing: rivals that have nothing to show within the budget, with each of their seeds.
     """
 
     by: str
     budget: float
+    shared: Mapping[str, str]
     factors: Mapping[str, str]
     value: Estimate
     spent: float
+    seeds: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,6 +243,7 @@ class Analysis:
         failed: runs that were set aside, with cause.
         missing: how many planned runs have no result.
         outcomes: what everything was made of, for the drill-down.
+        untimed: what the lines of a block share, for each in which nothing can be compared with equal time.
     """
 
     title: str
@@ -259,3 +266,4 @@ class Analysis:
     failed: tuple[tuple[str, str], ...]
     missing: int
     outcomes: Sequence[Outcome]
+    untimed: tuple[Mapping[str, str], ...] = ()

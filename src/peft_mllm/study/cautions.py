@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from peft_mllm.study.contest import Structure
 from peft_mllm.study.index import Planned
+from peft_mllm.study.inference.differences import UNSTABLE
 from peft_mllm.study.outcomes import Outcome
 from peft_mllm.study.overview import Row
+from peft_mllm.study.pairing import unstable_of
 from peft_mllm.study.reading import StudyResults
 from peft_mllm.study.settings import is_number
 from peft_mllm.study.wording import GLUE, and_list
@@ -32,6 +34,7 @@ def cautions(
         *_unfinished(study),
         *_differing(study.outcomes, structure, rows),
         *_left_out(structure, left_out),
+        *_unstable(structure, rows),
         *_edges([run for run in study.index.runs if run.stage == "trial"]),
         *_seeds(study.outcomes, structure, compared),
         *_without_base(structure),
@@ -102,6 +105,24 @@ def _left_out(structure: Structure, left_out: Sequence[int]) -> Iterator[str]:
         yield (
             f"In some blocks {and_list(names)} cannot be compared: too few seeds or questions in common with the "
             "others, or scores of single questions are not known."
+        )
+
+
+def _unstable(structure: Structure, rows: Sequence[Row]) -> Iterator[str]:
+    """Lines that the pairs of the others must not be judged by."""
+    found: dict[str, list[str]] = {}
+    for contest in structure.contests:
+        groups = {structure.name(place): own for place in contest.members if (own := rows[place].own) is not None}
+        for name in unstable_of(groups):
+            deviation = float(groups[name].values.std(ddof=1))
+            where = f" on {', '.join(contest.factors.values())}" if len(structure.contests) > 1 else ""
+            found.setdefault(name, []).append(f"{deviation:.1f}{where}")
+    if found:
+        words = and_list([f"{name} (SD {', '.join(of)})" for name, of in found.items()], most=6)
+        yield (
+            f"Over seeds some lines move more than {UNSTABLE:g} times as much as the middle line of their block: "
+            f"{words}. The other lines are judged without them; pairs with one of them have wide intervals, and "
+            "another few seeds may turn them over."
         )
 
 

@@ -5,16 +5,39 @@ study = load_study("studies/main-tiny.yaml", ["axes.seed=[1]"])
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
-from peft_mllm.document import read_document, validated
+from peft_mllm.document import Document, Key, read_document, validated
+from peft_mllm.errors import SpecError
 from peft_mllm.spec import Frozen
 
 Protocol = Literal["fair", "paper"]
+
+
+class UnfitError(SpecError):
+    """What a study says at a key cannot be; `Study.naming_places` adds file and line.
+
+    Args:
+        key: in the study's file, as far as it is known.
+        problem: and its remedy, in words.
+    """
+
+    def __init__(self, key: Key, problem: str) -> None:
+        self.key = key
+        super().__init__(f"{_dotted(key)}: {problem}")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The file that a study was read from; studies that say the same are equal, wherever they were read."""
+
+    document: Document | None = field(default=None, compare=False)
 
 
 class Search(Frozen):
@@ -62,6 +85,23 @@ class Study(Frozen):
     """Adds an axis `parameters`."""
     output_dir: str
     """Directory of the runs and of the report."""
+    _source: _Source = PrivateAttr(default=_Source())
+
+    def place(self, *candidates: Key) -> str:
+        """`file:line` of the key that is said in the file, or most of which is; empty for a study of no file."""
+        document = self._source.document
+        if document is None:
+            return ""
+        return document.place(max(candidates, key=lambda key: _reach(document.data, key)))
+
+    @contextmanager
+    def naming_places(self) -> Iterator[None]:
+        """Within it, what is said at a key and cannot be ends with file, line and key."""
+        try:
+            yield
+        except UnfitError as error:
+            place = self.place(error.key)
+            raise SpecError(f"{place}: {error}" if place else str(error)) from None
 
     @field_validator("axes")
     @classmethod
@@ -81,4 +121,20 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     document = read_document(path, "study")
     for assignment in overrides:
         document.override(assignment)
-    return validated(document, Study)
+    study = validated(document, Study)
+    study._source = _Source(document)
+    return study
+
+
+def _reach(data: Any, key: Key) -> int:
+    """How many parts of a key there are in plain data."""
+    for depth, part in enumerate(key):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return depth
+    return len(key)
+
+
+def _dotted(key: Key) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")

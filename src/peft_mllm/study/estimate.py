@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from peft_mllm.errors import DataError
+from peft_mllm.errors import DataError, ModelError
 from peft_mllm.methods import METHODS
 from peft_mllm.spec import ModelSpec, NamedSpec, Spec
 from peft_mllm.specfile import build
@@ -43,6 +44,8 @@ PER_RUN = 4.0
 """Seconds of loading a model and of writing, likewise."""
 PER_QUESTION = 0.004
 """Seconds of a short answer, likewise, beside its multiplications."""
+ANSWERS = 5.0
+"""Seconds within which the hub has to answer."""
 RESULT_BYTES = 300
 """Of a question's line in the predictions."""
 
@@ -104,6 +107,34 @@ def forecast(runs: Iterable[Run], finished: Sequence[Result]) -> Forecast:
     book = _Book(finished)
     estimates = {run.id: book.estimate(run.spec) for run in runs}
     return Forecast(estimates, book.measured, book.unknown)
+
+
+def refuse_what_cannot_be_had(models: Iterable[ModelSpec], remedy: str) -> None:
+    """Ask whether the hub answers, where a model is to come from there: without an answer, loading tries for long.
+
+    Args:
+        models: of a study.
+        remedy: how a local directory is named instead.
+
+    Raises:
+        ModelError: it does not answer; names the model.
+    """
+    from huggingface_hub import constants, get_session
+
+    remote = [path for model in models for path in (model.path, model.vision_tower) if path and _is_remote(path)]
+    if not remote or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWERS)
+    except Exception as error:  # whatever keeps it from answering: no name, no route, no certificate, no time
+        raise ModelError(
+            f"{remote[0]} is no local directory, and the hub ({constants.ENDPOINT}) cannot be reached: {error}. Name a "
+            f"local directory: {remedy}. If it was downloaded before, set HF_HUB_OFFLINE=1."
+        ) from error
+
+
+def _is_remote(path: str) -> bool:
+    return path != "embedded" and not path.startswith(("tiny:", "/", ".", "~")) and not Path(path).exists()
 
 
 class _Book:

@@ -39,6 +39,8 @@ from peft_mllm.study.view import View
 
 SCHEMA = 1
 MODEL, TASK = "model", "task"
+SHIPPED = "shipped with the package; its runs are not on this disk"
+"""In the place of evidence without runs here."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,11 @@ class Evidence:
     failed: int
     missing: int
     schema: int = SCHEMA
+
+    def models(self) -> tuple[str, ...]:
+        """What its models are called, by specs and by labels."""
+        names = (*(each.model for each in self.settings), *(each.model for each in self.choices))
+        return tuple(dict.fromkeys(filter(None, names)))
 
 
 def evidence_from(study: StudyResults, place: str) -> Evidence:

@@ -14,7 +14,7 @@ from rich.table import Table
 from peft_mllm.study import wording
 from peft_mllm.study.definition import Study
 from peft_mllm.study.engine.pool import Pool
-from peft_mllm.study.estimate import Estimate, Forecast, forecast
+from peft_mllm.study.estimate import Estimate, Forecast, forecast, refuse_what_cannot_be_had
 from peft_mllm.study.outcomes import NOT_VARIED
 from peft_mllm.study.plan import Run
 from peft_mllm.study.running import open_study
@@ -54,6 +54,7 @@ class Costs:
         planned: each run with its estimate.
         open: ids of the runs that have no result yet.
         slots: runs at once on this machine.
+        notes: what may not be meant.
     """
 
     kinds: Sequence[Kind]
@@ -63,6 +64,7 @@ class Costs:
     measured: int
     unknown: Mapping[str, str]
     directory: Path
+    notes: tuple[str, ...]
 
     def total(self, figure: str) -> float | None:
         """Sum of a figure over the open runs; None where one cannot be said."""
@@ -78,7 +80,8 @@ class Costs:
             for run, estimate in self.planned
         ]
         totals = {figure: self.total(figure) for figure in ("flops", "seconds", "disk")}
-        return {"runs": runs, "totals_of_open_runs": totals, "slots": self.slots, "unknown_data": dict(self.unknown)}
+        rest = {"slots": self.slots, "unknown_data": dict(self.unknown), "notes": list(self.notes)}
+        return {"runs": runs, "totals_of_open_runs": totals, **rest}
 
 
 def planned_costs(study: Study) -> Costs:
@@ -86,10 +89,13 @@ def planned_costs(study: Study) -> Costs:
 
     Raises:
         SpecError: it cannot be planned.
-        ModelError: there is no such model.
+        ModelError: there is no such model, or the hub that should have it cannot be reached.
     """
     state = open_study(study)
     plan = state.plan
+    references = {run.spec.model.path: run for run in plan.references}
+    for run in references.values():
+        refuse_what_cannot_be_had([run.spec.model], _as_directory(study, run))
     known = {(run.stage, *run.factors.items(), run.seed): run for run in state.known()}
     for combination in plan.combinations:
         search = plan.searches.get(plan.search_of(combination))
@@ -100,8 +106,23 @@ def planned_costs(study: Study) -> Costs:
     still = frozenset(run.id for run in runs if not state.is_done(run))
     planned = [(run, made.runs[run.id]) for run in runs]
     return Costs(
-        tuple(_kinds(planned, still)), planned, still, Pool().slots, made.measured, made.unknown, state.directory
+        tuple(_kinds(planned, still)),
+        planned,
+        still,
+        Pool().slots,
+        made.measured,
+        made.unknown,
+        state.directory,
+        tuple(plan.notes()),
     )
+
+
+def _as_directory(study: Study, run: Run) -> str:
+    """How a study is told to take its model from a directory."""
+    if "model" not in study.axes:
+        return "fixed.model=DIRECTORY"
+    excluded = any("model" in rule for rule in study.exclude)
+    return f"'axes.model={{{run.factors['model']}: DIRECTORY}}'{' exclude=[]' if excluded else ''}"
 
 
 def _kinds(planned: Sequence[tuple[Run, Estimate]], still: frozenset[str]) -> Iterator[Kind]:
@@ -141,7 +162,7 @@ def plan_table(costs: Costs) -> Table:
     axes = list(dict.fromkeys(axis for kind in costs.kinds for axis in kind.factors))
     varied = [axis for axis in axes if len({kind.factors[axis] for kind in costs.kinds} - {NOT_VARIED}) > 1]
     table.add_column(escape(" · ".join(varied)), overflow="fold")
-    for heading in ("runs", "done", "trainable", "FLOPs", "memory", "time"):
+    for heading in ("runs", "done", "trainable", "FLOPs each", "memory each", "time each"):
         table.add_column(heading, justify="right", no_wrap=True)
     for kind in costs.kinds:
         labels = [kind.factors[axis] for axis in varied if kind.factors[axis] != NOT_VARIED]
@@ -159,6 +180,10 @@ def plan_table(costs: Costs) -> Table:
 
 def total_line(costs: Costs) -> Iterator[str]:
     """What is left to do, and on what the estimate rests."""
+    if not costs.open:
+        yield f"All {len(costs.planned)} runs are done, in {costs.directory}."
+        yield from costs.notes
+        return
     flops, seconds, disk = (costs.total(figure) for figure in ("flops", "seconds", "disk"))
     parts = [f"{len(costs.open)} of {len(costs.planned)} runs to do"]
     parts += [f"{flops:.2e} FLOPs"] if flops is not None else []
@@ -175,3 +200,4 @@ def total_line(costs: Costs) -> Iterator[str]:
     yield "Memory is of weights, what trains, and activations; the libraries take some hundred MB beside it."
     for task, reason in costs.unknown.items():
         yield f"Without the data of {task} nothing can be said of its runs: {reason}"
+    yield from costs.notes

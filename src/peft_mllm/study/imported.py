@@ -7,6 +7,7 @@ the score of one item by one run; without the column `item` a line is the score 
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mllm.errors import DataError
-from peft_mllm.shelf import did_you_mean
 from peft_mllm.study.columns import Codes, Column, Table, read_columns
 from peft_mllm.study.index import Index
 from peft_mllm.study.ledger import DISK, FLOPS, MEMORY, SECONDS, TRAINABLE
@@ -64,9 +64,12 @@ def _check_columns(table: Table) -> None:
     known = list(table.columns)
     for needed in (METHOD, SEED, SCORE):
         if needed not in table.columns:
+            others = [name for name in known if name not in {METHOD, SEED, ITEM, SCORE, TASK, *FIGURES}]
+            near = difflib.get_close_matches(needed, others, n=1)
+            like = f" Column '{near[0]}' looks like '{needed}': rename it." if near else ""
             raise DataError(
-                f"{table.path}:1: there is no column '{needed}', only {and_list(known, most=8)}. "
-                f"{did_you_mean(needed, known)} A line has method, seed, item, score; the first line names the columns."
+                f"{table.path}:1: there is no column '{needed}', only {and_list(known, most=8)}.{like} "
+                "A line has method, seed, item, score; the first line names the columns."
             )
 
 

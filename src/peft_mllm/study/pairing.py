@@ -21,6 +21,7 @@ from peft_mllm.study.inference.differences import (
     differences_by_seed,
     holm,
     paired_differences,
+    unstable,
 )
 from peft_mllm.study.inference.intervals import UNBOUNDED, Bounds, clipped, interval_by_seed, mean_interval
 from peft_mllm.study.outcomes import Answers, Cell, CurvePoint, Outcome, aligned
@@ -248,6 +249,14 @@ def pairwise_differences(groups: Mapping[str, Group]) -> tuple[list[Comparison],
     ordered = [found[pair] for pair in pairs if pair in found]
     adjusted = holm([each.difference.p for each in ordered])
     return [replace(each, adjusted=p) for each, p in zip(ordered, adjusted, strict=True)], apart
+
+
+def unstable_of(groups: Mapping[str, Group]) -> tuple[str, ...]:
+    """The groups that move far more with the seed than the others do, on the seeds that all of them have."""
+    some = any(group.known for group in groups.values())
+    known = on_common_questions(groups) if some else {name: _whole(group) for name, group in groups.items()}
+    scores = matched(list(known.values())) if len(known) > 2 else None
+    return unstable(dict(zip(known, scores, strict=True))) if scores and len(scores[0]) > 1 else ()
 
 
 def _whole(group: Group) -> Group:

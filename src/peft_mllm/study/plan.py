@@ -6,20 +6,23 @@ same command finds the same runs on any day and machine, and a study that grew r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
 
+from peft_mllm.document import Key
 from peft_mllm.errors import SpecError
 from peft_mllm.shelf import did_you_mean
 from peft_mllm.spec import Spec
 from peft_mllm.specfile import parse_spec
-from peft_mllm.study.axes import Axis, Level, axes_of, flat, levels_of_method, method_name, put
-from peft_mllm.study.definition import Study
+from peft_mllm.study.axes import Axis, Level, axes_of, flat, levels_of_method, method_name, put, said_at
+from peft_mllm.study.definition import Study, UnfitError
 from peft_mllm.study.index import Stage
 from peft_mllm.study.outcomes import NOT_VARIED, ZERO_SHOT
+from peft_mllm.study.wording import and_list
+from peft_mllm.tasks import TASKS
 
 LEAST_SEEDS = 3
 """Of the fair protocol: with fewer there is no saying how far a figure moves with the seed."""
@@ -74,11 +77,13 @@ class Combination:
     Attributes:
         values: what they set, by dotted key of a spec.
         method: the level of the axis `method`.
+        levels: of all axes, the method's first.
     """
 
     factors: Mapping[str, str]
     values: Mapping[str, Any]
     method: Level
+    levels: tuple[Level, ...]
 
 
 @dataclass(frozen=True)
@@ -98,18 +103,22 @@ class Plan:
         matched: the axis of computed sizes (matched.py), where the study asks for one.
 
     Raises:
-        SpecError: an axis, an exclusion or the search cannot be; or a run's spec cannot, with its labels.
+        SpecError: an axis, an exclusion or the search cannot be; or a run's spec cannot, with its labels. With file
+            and line where the study was read from a file.
     """
 
     def __init__(self, study: Study, *, matched: Axis | None = None) -> None:
         self.study = study
-        self.axes = axes_of(study.axes) | ({"parameters": matched} if matched else {})
-        self.seeds = self._seeds()
-        self._refuse_unknown_labels()
-        self.combinations = tuple(self._combinations())
-        if study.protocol == "fair":
-            self._refuse_unfair()
-        self.searches = self._searches()
+        with study.naming_places():
+            self.axes = axes_of(study.axes) | ({"parameters": matched} if matched else {})
+            self.seeds = self._seeds()
+            self._refuse_unknown_labels()
+            self._refuse_unknown_tasks()
+            self.combinations = tuple(self._combinations())
+            if study.protocol == "fair":
+                self._refuse_unfair()
+            self.searches = self._searches()
+            self._try_each()
 
     # --- what runs ---
 
@@ -133,7 +142,11 @@ class Plan:
             fixed = {key: value for key, value in self._fixed.items() if _decides_answers(key)}
             rows = {key: value for key, value in self._fixed.items() if key == "train.per_device_eval_batch_size"}
             run = self._run(
-                fixed | rows | values | {"method": "none", "seed": 0}, factors | {"method": ZERO_SHOT}, "final", None
+                fixed | rows | values | {"method": "none", "seed": 0},
+                factors | {"method": ZERO_SHOT},
+                "final",
+                None,
+                levels,
             )
             found.setdefault(run.id, run)
         return tuple(found.values())
@@ -147,9 +160,23 @@ class Plan:
         """The runs of one combination that count, one for each seed, with what was chosen for it."""
         tried = chosen.values if chosen else {}
         return [
-            self._run({**self._fixed, **combination.values, **tried, "seed": seed}, combination.factors, "final", seed)
+            self._run(
+                {**self._fixed, **combination.values, **tried, "seed": seed},
+                combination.factors,
+                "final",
+                seed,
+                (*combination.levels, *([chosen] if chosen else [])),
+            )
             for seed in self.seeds
         ]
+
+    def notes(self) -> Iterator[str]:
+        """What may not be meant: a method that an axis `by: method` says nothing of."""
+        for name, axis in self.axes.items():
+            if name in self.study.axes and axis.by_method is not None:
+                left = [each.label for each in self.axes["method"].levels if each.label not in axis.by_method]
+                if left := [each for each in left if any(each == c.method.label for c in self.combinations)]:
+                    yield f"axes.{name} says nothing of {and_list(left)}, which is there once, without a level of it."
 
     def search_of(self, combination: Combination) -> tuple[str, ...]:
         """Which search serves a combination: its labels, where the trials are made."""
@@ -169,7 +196,7 @@ class Plan:
         axis = self.axes.get("seed")
         values = [level.values["seed"] for level in axis.levels] if axis else [self.study.fixed.get("seed", 42)]
         if not all(isinstance(value, int) for value in values):
-            raise SpecError("axes.seed: seeds are whole numbers.")
+            raise UnfitError(("axes", "seed"), "seeds are whole numbers.")
         return tuple(values)
 
     def _combinations(self) -> Iterator[Combination]:
@@ -186,7 +213,7 @@ class Plan:
                 values: dict[str, Any] = dict(method.values)
                 for level in levels:
                     values |= level.values
-                yield Combination(factors, values, method)
+                yield Combination(factors, values, method, (method, *levels))
 
     def _searches(self) -> dict[tuple[str, ...], SearchPlan]:
         search = self.study.search
@@ -200,23 +227,26 @@ class Plan:
                 continue
             if key not in places:
                 labels = ", ".join(f"{axis} {label}" for axis, label in search.on.items())
-                raise SpecError(f"search.on: there is no {_labels(combination.factors)} with {labels} to try it on.")
+                said = f"there is no {_labels(combination.factors)} with {labels} to try it on."
+                raise UnfitError(("search", "on"), said)
             plans[key] = self._search(places[key])
         return plans
 
     def _search(self, at: Combination) -> SearchPlan:
         search = self.study.search
         assert search is not None
-        levels = levels_of_method(search.trials[at.method.label], f"search.trials.{at.method.label}")
+        place = ("search", "trials", at.method.label)
+        levels = levels_of_method(search.trials[at.method.label], place)
         for level in levels:
             if twice := sorted(level.values.keys() & at.values.keys()):
-                raise SpecError(f"search.trials.{at.method.label}: {twice[0]} is set by an axis already.")
+                raise UnfitError(place, f"{twice[0]} is set by an axis already.")
         runs = tuple(
             self._run(
                 {**self._fixed, **at.values, **level.values, "seed": search.seed, **_TRIAL},
                 at.factors,
                 "trial",
                 search.seed,
+                (*at.levels, level),
                 level.label,
             )
             for level in levels
@@ -228,57 +258,107 @@ class Plan:
         return tuple(label for axis, label in factors.items() if axis not in on)
 
     def _run(
-        self, values: Mapping[str, Any], factors: Mapping[str, str], stage: Stage, seed: int | None, tried: str = ""
+        self,
+        values: Mapping[str, Any],
+        factors: Mapping[str, str],
+        stage: Stage,
+        seed: int | None,
+        levels: Sequence[Level],
+        tried: str = "",
     ) -> Run:
         data: dict[str, Any] = {}
         put(data, values)
         task = _name_of(data.get("task"))
-        data["evaluate"] = [each for each in data.get("evaluate", ()) if _name_of(each) != task]
+        asked = data.get("evaluate", ())
+        kept = [place for place, each in enumerate(asked) if _name_of(each) != task]
+        data["evaluate"] = [asked[place] for place in kept]
         data["output_dir"] = "-"
         data["name"] = factors["method"]
+
+        def place(key: Key) -> str:
+            if len(key) > 1 and key[0] == "evaluate" and isinstance(key[1], int) and key[1] < len(kept):
+                key = ("evaluate", kept[key[1]], *key[2:])
+            return self._place_of(key, levels)
+
         try:
-            spec = parse_spec(data)
+            spec = parse_spec(data, place=place if self.study.place(()) else None)
         except SpecError as error:
-            raise SpecError(f"in the run {_labels(factors)}: {error}") from None
+            raise SpecError(f"{error} (In the run {_labels(factors)}.)") from None
+        self._refuse_nothing_to_score(spec, place, factors)
         directory = f"{RUNS}/{spec.method.name}-{spec.task.name}-{spec.id}"
         return Run(spec.model_copy(update={"output_dir": directory}), stage, factors, seed, tried)
 
+    def _place_of(self, key: Key, levels: Sequence[Level]) -> str:
+        """Where the study says a key of a run's spec: in the last level that sets it, or among what is fixed."""
+        found = next(([*level.said_at(key)] for level in reversed(levels) if level.said_at(key)), [])
+        for name in self._fixed if not found else ():
+            found += said_at(("fixed",), name, key)
+        return self.study.place(*(found or [("fixed", *key)]))
+
     # --- what cannot be ---
 
+    def _try_each(self) -> None:
+        """Runs that are not known before their trials are done: what cannot be is said before the trials train."""
+        for c in self.combinations if self.searches else ():
+            self._run({**self._fixed, **c.values, "seed": self.seeds[0]}, c.factors, "final", None, c.levels)
+
+    def _refuse_nothing_to_score(self, spec: Spec, place: Callable[[Key], str], factors: Mapping[str, str]) -> None:
+        """A generated task whose split is empty would give a run without a score, after all of its training."""
+        tasks: list[tuple[Key, Any]] = [(("task",), spec.task)]
+        tasks += [(("evaluate", i), task) for i, task in enumerate(spec.evaluate)]
+        for key, task in tasks:
+            size = task.options.get("size")
+            if isinstance(size, Mapping) and not size.get(spec.scored, 0):
+                key = (*key, "size", spec.scored)
+                where = f"{place(key)}: " if place(key) else ""
+                raise SpecError(
+                    f"{where}{'.'.join(map(str, key))}: {task.name} has no question there, so there is nothing to "
+                    f"score. (In the run {_labels(factors)}.)"
+                )
+
+    def _refuse_unknown_tasks(self) -> None:
+        known = [*dict.fromkeys([*TASKS, *self.axes["task"].labels()])]
+        for i, task in enumerate(self.study.seen):
+            if task not in known:
+                raise UnfitError(("seen", i), f"there is no task '{task}'. {did_you_mean(task, known)}")
+
     def _refuse_unknown_labels(self) -> None:
-        rules = [(f"exclude[{i}]", rule) for i, rule in enumerate(self.study.exclude)]
-        rules += [("search.on", self.study.search.on)] if self.study.search else []
+        rules: list[tuple[Key, Mapping[str, Any]]]
+        rules = [(("exclude", i), rule) for i, rule in enumerate(self.study.exclude)]
+        rules += [(("search", "on"), self.study.search.on)] if self.study.search else []
         for place, axis, said in ((place, axis, said) for place, rule in rules for axis, said in rule.items()):
             if axis not in self._axis_names:
-                raise SpecError(f"{place}: there is no axis '{axis}'. {did_you_mean(axis, self._axis_names)}")
-            known = [*self.axes[axis].labels(), NOT_VARIED]
-            for unknown in (label for label in _listed(said) if label not in known):
-                raise SpecError(f"{place}: {axis} has no '{unknown}'. {did_you_mean(unknown, known)}")
+                known = did_you_mean(axis, self._axis_names)
+                raise UnfitError((*place, axis), f"there is no axis '{axis}'. {known}")
+            labels = [*self.axes[axis].labels(), NOT_VARIED]
+            for unknown in (label for label in _listed(said) if label not in labels):
+                raise UnfitError((*place, axis), f"{axis} has no '{unknown}'. {did_you_mean(unknown, labels)}")
         if self.study.contrast not in self._axis_names:
             meant = did_you_mean(self.study.contrast, self._axis_names)
-            raise SpecError(f"contrast: there is no axis '{self.study.contrast}'. {meant}")
+            raise UnfitError(("contrast",), f"there is no axis '{self.study.contrast}'. {meant}")
 
     def _refuse_unfair(self) -> None:
         """The fair protocol asks for seeds, and for the same trials for everybody."""
         instead = "Or say `protocol: paper`: the values are then taken as they are, and the report says so."
         if len(set(self.seeds)) < LEAST_SEEDS:
-            raise SpecError(f"axes.seed: the fair protocol needs at least {LEAST_SEEDS} seeds. {instead}")
+            raise UnfitError(("axes", "seed"), f"the fair protocol needs at least {LEAST_SEEDS} seeds. {instead}")
         search = self.study.search
         if search is None:
-            raise SpecError(f"search: the fair protocol needs trials for every method. {instead}")
+            raise UnfitError(("search",), f"the fair protocol needs trials for every method. {instead}")
         if search.seed in self.seeds:
-            raise SpecError(f"search.seed: {search.seed} is a seed of the study; the trials need one of their own.")
+            said = f"{search.seed} is a seed of the study; the trials need one of their own."
+            raise UnfitError(("search", "seed"), said)
         trained = dict.fromkeys(c.method.label for c in self.combinations if method_name(c.method) != "none")
         if lacking := [label for label in trained if label not in search.trials]:
-            raise SpecError(f"search.trials: '{lacking[0]}' has none. {instead}")
+            raise UnfitError(("search", "trials"), f"'{lacking[0]}' has none. {instead}")
         if unknown := [label for label in search.trials if label not in trained]:
-            raise SpecError(
-                f"search.trials: there is no method '{unknown[0]}'. {did_you_mean(unknown[0], list(trained))}"
-            )
-        counts = {label: len(levels_of_method(search.trials[label], f"search.trials.{label}")) for label in trained}
+            known = did_you_mean(unknown[0], list(trained))
+            raise UnfitError(("search", "trials", unknown[0]), f"there is no method '{unknown[0]}'. {known}")
+        counts = {label: len(levels_of_method(search.trials[label], ("search", "trials", label))) for label in trained}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{label} {count}" for label, count in counts.items())
-            raise SpecError(f"search.trials: the fair protocol gives every method the same number of trials ({said}).")
+            same = f"the fair protocol gives every method the same number of trials ({said})."
+            raise UnfitError(("search", "trials"), same)
 
 
 def _matches(rule: Mapping[str, Any], factors: Mapping[str, str]) -> bool:

@@ -24,6 +24,7 @@ from peft_mllm.study.outcomes import NOT_VARIED, Answers, CurvePoint, Outcome
 from peft_mllm.study.results import FILE as RESULT
 from peft_mllm.study.results import Predictions, Result, Score, find_results, read_result
 
+VALIDATION = "validation"
 ALIKE = 1e-6
 """Relative: a headline so near to 1 or 100 times the mean score differs from it by rounding alone."""
 
@@ -64,9 +65,23 @@ def read_study(directory: Path, *, seen: Sequence[str] | None = None) -> StudyRe
         found = {name: read_result(path) for name, path in there.items() if (path / RESULT).is_file()}
     else:
         found = {path.relative_to(directory).as_posix(): read_result(path) for path in find_results(directory)}
+        found, left_out = _scored_alike(found)
         index, notes = infer(directory, found)
+        notes += left_out
     index = replace(index, seen=tuple(index.seen if seen is None else seen))
     return _gathered(directory, index, found, notes)
+
+
+def _scored_alike(found: Mapping[str, Result]) -> tuple[dict[str, Result], list[str]]:
+    """The runs that were scored on test data, and what is to be said of the rest: their scores are of another kind."""
+    trials = [name for name, result in found.items() if result.spec.get("scored") == VALIDATION]
+    if len(trials) == len(found):
+        said = "All scores are of validation data: `scored: validation` in the specs." if trials else ""
+        return dict(found), [said] if said else []
+    kept = {name: result for name, result in found.items() if name not in trials}
+    runs = "1 run" if len(trials) == 1 else f"{len(trials)} runs"
+    said = f"Left out: {runs} scored on validation data (`scored: validation`), as trials of a search are."
+    return kept, [said] if trials else []
 
 
 def _gathered(directory: Path, index: Index, found: Mapping[str, Result], notes: Sequence[str]) -> StudyResults:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
+from peft_mllm.errors import DataError
 from peft_mllm.study.attempts import ATTEMPTS_FOLDER, MOST_ATTEMPTS
 from peft_mllm.study.definition import Study
 from peft_mllm.study.engine import Conducted, Engine, Job, Pool, RayCluster, conduct, view_for
+from peft_mllm.study.index import read_index
 from peft_mllm.study.matched import matched_axis
 from peft_mllm.study.plan import Plan
 from peft_mllm.study.state import State
+from peft_mllm.study.wording import and_list
 
 EngineName = Literal["pool", "ray"]
 
@@ -41,7 +45,41 @@ def open_study(study: Study, *, attempts: int = MOST_ATTEMPTS) -> State:
     Raises:
         SpecError: it cannot be planned.
     """
-    return State(Plan(study, matched=matched_axis(study)), Path(study.output_dir), attempts=attempts)
+    with study.naming_places():
+        plan = Plan(study, matched=matched_axis(study))
+    return State(plan, Path(study.output_dir), attempts=attempts)
+
+
+def made_otherwise(study: Study) -> str:
+    """What the study in its directory was run with, where that is not what the study says here; in words, or empty.
+
+    The report is of what was run last, so whoever reads it beside the study's file has to know.
+    """
+    directory = Path(study.output_dir)
+    try:
+        index = read_index(directory)
+    except DataError:
+        return ""  # nothing was run, or the report says what is wrong
+    here, there = (dict(_by_axis(said)) for said in (study.model_dump(mode="json"), index.definition))
+    if not there or there == here:
+        return ""
+    named = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key) and key != "output_dir"]
+    if not named:
+        return ""
+    return (
+        f"{directory} was last run with another {and_list(named)} than the file says ({index.expected} runs): the "
+        "report is of that. `peft-mllm study run` with the same overrides goes on there; without any it is the file's "
+        "again."
+    )
+
+
+def _by_axis(definition: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A definition's keys, of axes and what is fixed each its own."""
+    for key, value in definition.items():
+        if key in ("axes", "fixed") and isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
 
 
 def run_study(
@@ -61,6 +99,8 @@ def run_study(
         UserError: nothing can be run.
     """
     state = open_study(study, attempts=attempts)
+    for note in state.plan.notes():
+        console.print(f"Note: {note}", markup=False)
     state.write_index()
     indexed: set[str] = set()
 

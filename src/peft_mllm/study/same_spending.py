@@ -1,25 +1,28 @@
 """Views in which lines spend the same: as many parameters, or as much time.
 
 Parameters: where a line's rivals come in several sizes, each rival is shown at its size nearest below the line's
-own. Time: every line stops when the fastest of its block is done, and shows the lowest validation loss that it had
-reached by then.
+own. Time: every line stops when the fastest run of its block is done, since that long all seeds of all lines trained,
+and shows the lowest validation loss that it had reached by then. A line of which a seed was not yet evaluated by then
+is left out: its other seeds are its fast ones, and none would be fair to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 
 import numpy as np
 
 from peft_mllm.study.analysis import Matched
 from peft_mllm.study.contest import Contest, Structure
-from peft_mllm.study.inference.intervals import interval_by_seed
+from peft_mllm.study.inference.intervals import clipped, interval_by_seed
 from peft_mllm.study.ledger import SECONDS, TRAINABLE
 from peft_mllm.study.outcomes import FULL, Outcome
 from peft_mllm.study.overview import Row
 
 PARAMETERS = "parameters"
 TIME = "time"
+LOSSES = (0.0, inf)
 
 
 def matched_views(structure: Structure, rows: Sequence[Row]) -> tuple[Matched, ...]:
@@ -27,7 +30,7 @@ def matched_views(structure: Structure, rows: Sequence[Row]) -> tuple[Matched, .
     return tuple(
         row
         for contest in structure.contests
-        for row in (*_by_parameters(contest, rows, structure.contrast), *_by_time(contest, rows))
+        for row in (*_by_parameters(contest, rows, structure.contrast), *_by_time(contest, rows, structure))
     )
 
 
@@ -47,24 +50,50 @@ def _by_parameters(contest: Contest, rows: Sequence[Row], contrast: str) -> Iter
             continue
         for spent, row in chosen:
             if row.score is not None:
-                yield Matched(PARAMETERS, budget, row.cell.factors, row.score, spent)
+                seeds = len(row.cell.outcomes)
+                yield Matched(PARAMETERS, budget, contest.factors, row.cell.factors, row.score, spent, seeds)
 
 
 def _size(spent_by: tuple[float, Row]) -> float:
     return spent_by[0]
 
 
-def _by_time(contest: Contest, rows: Sequence[Row]) -> Iterator[Matched]:
-    timed = {place: seconds for place in contest.members if (seconds := rows[place].mean_of(SECONDS))}
-    if len(timed) < 2:
+def _by_time(contest: Contest, rows: Sequence[Row], structure: Structure) -> Iterator[Matched]:
+    budget, reached = _within_time(contest, rows)
+    if budget is None or len(reached) < 2:
         return
+    missing = tuple(structure.name(place) for place in contest.members if place not in reached)
+    for place, found in reached.items():
+        value = clipped(interval_by_seed([loss for loss, _ in found]), LOSSES)
+        spent = float(np.mean([seconds for _, seconds in found]))
+        yield Matched(TIME, budget, contest.factors, rows[place].cell.factors, value, spent, len(found), missing)
+
+
+def without_time(structure: Structure, rows: Sequence[Row]) -> list[Contest]:
+    """The blocks in which fewer than two lines can be shown with equal time, though they were timed and evaluated."""
+    found = []
+    for contest in structure.contests:
+        budget, reached = _within_time(contest, rows)
+        runs = [outcome for place in contest.members for outcome in rows[place].cell.outcomes]
+        evaluated = any(point.eval_loss is not None for run in runs if run.result for point in run.result.points)
+        if budget is not None and len(reached) < 2 and evaluated:
+            found.append(contest)
+    return found
+
+
+def _within_time(
+    contest: Contest, rows: Sequence[Row]
+) -> tuple[float | None, Mapping[int, Sequence[tuple[float, float]]]]:
+    """The seconds that all runs trained, and what each line had reached by then with every one of its seeds."""
+    runs = {place: rows[place].cell.outcomes for place in contest.members}
+    seconds = {place: [outcome.figures.get(SECONDS, 0.0) for outcome in found] for place, found in runs.items()}
+    timed = {place: min(found) for place, found in seconds.items() if all(found)}
+    if len(timed) < 2:
+        return None, {}
     budget = min(timed.values())
-    for place in timed:
-        reached = [best for outcome in rows[place].cell.outcomes if (best := _lowest_loss(outcome, budget)) is not None]
-        if reached:
-            value = interval_by_seed([loss for loss, _ in reached])
-            spent = float(np.mean([seconds for _, seconds in reached]))
-            yield Matched(TIME, budget, rows[place].cell.factors, value, spent)
+    reached = {place: [_lowest_loss(outcome, budget) for outcome in runs[place]] for place in timed}
+    whole = {place: [each for each in found if each is not None] for place, found in reached.items()}
+    return budget, {place: found for place, found in whole.items() if len(found) == len(runs[place])}
 
 
 def _lowest_loss(outcome: Outcome, budget: float) -> tuple[float, float] | None:

@@ -9,13 +9,14 @@ from pathlib import Path, PurePath
 from peft_mllm.assets import EVIDENCE
 from peft_mllm.errors import DataError
 from peft_mllm.study.columns import ENDINGS
-from peft_mllm.study.evidence import Evidence, evidence_from, read_evidence
+from peft_mllm.study.evidence import SHIPPED, Evidence, evidence_from, read_evidence
 from peft_mllm.study.imported import read_table
 from peft_mllm.study.index import FILE as INDEX
 from peft_mllm.study.reading import StudyResults, read_study
 
-STUDIES = Path("runs/studies")
-"""Where the shipped studies write."""
+RUNS = Path("runs")
+"""Where the shipped studies write: the demo into a folder of this, all others into one of its `studies`."""
+STUDIES = "studies"
 
 
 def read_any(path: Path) -> StudyResults:
@@ -35,15 +36,15 @@ def evidence_at(path: Path) -> Evidence:
 def shipped(folder: Path = EVIDENCE) -> list[Evidence]:
     """The evidence that comes with the package, by name."""
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return [replace(read_evidence(file), place=f"{file.stem}, shipped with the package") for file in files]
+    return [replace(read_evidence(file), place=f"{file.stem}, {SHIPPED}") for file in files]
 
 
-def gathered(results: Sequence[Path], *, studies: Path = STUDIES) -> tuple[list[Evidence], list[str]]:
+def gathered(results: Sequence[Path], *, runs: Path = RUNS) -> tuple[list[Evidence], list[str]]:
     """All evidence there is.
 
     Args:
-        results: folders and tables; without any, every study below `studies` and what is shipped.
-        studies: folder of studies.
+        results: folders and tables; without any, every study in `runs` or below its `studies`, and what is shipped.
+        runs: folder of studies.
 
     Returns:
         the evidence; and what could not be read, in words.
@@ -59,7 +60,7 @@ def gathered(results: Sequence[Path], *, studies: Path = STUDIES) -> tuple[list[
             if not any(setting.model for setting in each.settings)
         ]
     found, notes = list[Evidence](), list[str]()
-    for file in sorted(studies.rglob(INDEX)) if studies.is_dir() else []:
+    for file in sorted({*runs.glob(f"*/{INDEX}"), *(runs / STUDIES).rglob(INDEX)}):
         try:
             found.append(evidence_at(file.parent))
         except DataError as error:

@@ -6,6 +6,7 @@ values. Three seeds in both: fewer tell no two methods apart.
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import yaml
 from peft_mllm.document import SHORT_FORMS
 from peft_mllm.errors import SpecError
 from peft_mllm.shelf import did_you_mean
-from peft_mllm.study.advise import same_task
+from peft_mllm.study.advise import same_model, same_task
 from peft_mllm.study.definition import Study, load_study
 from peft_mllm.tasks import TASKS
 
@@ -97,6 +98,19 @@ def suggestion(model: str, task: str, *, smaller: bool = False) -> Suggestion | 
         notes.append("Put your files in place of train.jsonl, validation.jsonl and test.jsonl.")
     overrides = tuple(f"{key}={_flow(each)}" for key, each in said.items())
     return Suggestion(file or FOLDERS[0] / shipped, overrides, " ".join(notes))
+
+
+def known_model(model: str, names: Sequence[str]) -> None:
+    """Refuse a word that is nearly a model's name and none itself; a hub id or a directory may be any.
+
+    Raises:
+        SpecError: names the nearest.
+    """
+    known = list(dict.fromkeys(["embedded", *names]))
+    if "/" in model or Path(model).is_dir() or any(same_model(model, each, "") for each in known):
+        return
+    if near := difflib.get_close_matches(model, known, n=1, cutoff=0.8):
+        raise SpecError(f"--model {model}: there is no such model. Did you mean '{near[0]}'?")
 
 
 def known_task(task: str, labels: Sequence[str]) -> None:

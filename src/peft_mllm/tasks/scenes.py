@@ -12,9 +12,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, ClassVar, overload
+from typing import Annotated, Any, ClassVar, overload
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from peft_mllm.record import IMAGE_MARK, Record, Turn
 from peft_mllm.scenes import COLOURS, COLUMNS, FORMS, ROWS, Scene, SceneImage, make_scene, seeded
@@ -36,10 +36,18 @@ MEASURES = ("scenes_describe",)
 """Kinds that ask what another kind asks, for another figure: no further kind that the base has or has not seen."""
 
 
+def _count(number: int) -> int:
+    if number < 0:
+        raise ValueError(f"must be 0 or more, not {number}")
+    return number
+
+
 class ScenesOptions(TaskOptions):
     """How many questions, about which scenes."""
 
-    size: dict[Split, int] = Field(default={"train": 2048, "validation": 256, "test": 320})
+    size: dict[Split, Annotated[int, AfterValidator(_count)]] = Field(
+        default={"train": 2048, "validation": 256, "test": 320}
+    )
     """Questions in each split."""
     questions_per_image: int = Field(default=4, ge=1)
     """Neighbouring questions about one scene; a kind with fewer to ask about a scene asks those."""

@@ -170,10 +170,18 @@ def matched_plot(view: View) -> Drawing | None:
         _sentences(
             "With equal parameters the score, with equal training time the lowest validation loss.",
             view.bars,
+            _clock(view),
             left_out,
         ),
         draw_rows(panels),
     )
+
+
+def _clock(view: View) -> str:
+    """What a reader must know of equal time."""
+    if not any(each.by == "time" for each in view.analysis.matched):
+        return ""
+    return "Time is what this machine took, other runs beside it: another machine, or fewer runs, may turn the order."
 
 
 def matched_groups(view: View) -> Mapping[str, list[Matched]]:
@@ -183,14 +191,17 @@ def matched_groups(view: View) -> Mapping[str, list[Matched]]:
 
 def _budget(view: View, each: Matched) -> str:
     budget = wording.duration(each.budget) if each.by == "time" else f"{wording.count(round(each.budget))} parameters"
-    shared = view.title({axis: each.factors[axis] for axis in view.shared if axis in each.factors})
+    shared = view.title(each.shared)
     return ", ".join(filter(None, [budget, shared]))
 
 
 def _matched_panel(view: View, title: str, some: Sequence[Matched]) -> Rows:
     by_time = some[0].by == "time"
     ordered = sorted(some, key=lambda each: each.value.value, reverse=not by_time)
-    rows = [Row(view.rival(each.factors), [(each.value, True)], view.look(each.factors)) for each in ordered]
+    rows = [
+        Row(view.rival(each.factors), [(each.value, True)], view.look(each.factors), f"n = {each.seeds}")
+        for each in ordered
+    ]
     return Rows(title, "lowest validation loss" if by_time else f"score{view.in_unit}", rows)
 
 

@@ -4,11 +4,20 @@ With several seeds the test is the two-way random-effects one of `variance`: a t
 asks whether it would be found again with other seeds and other questions.
 
 Two or three seeds say little of how much seeds matter. Groups that are compared in one family therefore share what
-they show of it: the mean square between seeds of a pair is its own or the mean over all pairs, whichever is larger,
-with the (G - 1)(S - 1) degrees of freedom of all G groups (the pooled error of Dorfman, Berbaum & Metz 1992). The
-mean alone would be too small for a method that is less stable than the others; its own alone is too small whenever
-few seeds agree by chance, which among ten pairs happens all the time. What is left: of five equal methods with
-three seeds, one being ten times less stable than the others, 7 % of simulated studies claim something.
+they show of it. With x[g, s] the mean of group g at seed s, taken over G groups and S seeds,
+
+    pooled = Q sum (x[g, s] - x[g, .] - x[., s] + x[., .])^2 / ((G - 1)(S - 1)),    (G - 1)(S - 1) degrees of freedom
+
+(the pooled error of Dorfman, Berbaum & Metz 1992). The mean square between seeds of a pair counts as its own or as
+twice the pooled one (once, where one of the two has no seeds), whichever is larger (`variance.at_least`). The pooled
+one alone would be too small for a method that is less stable than the others; the own alone is too small whenever
+few seeds agree by chance, which among ten pairs happens all the time.
+
+A group whose mean square is more than UNSTABLE^2 times that of the (lower) middle group is unstable: it is left out of
+the pool, which it would widen for all others, and a pair whose own mean square is the larger has S - 1 degrees of
+freedom in such a family. What is left, in simulated studies of five equal methods with three seeds: one of them being
+twenty times less stable than the others 6 to 7 % claim something, two being fifteen times less stable up to 9 %;
+with two seeds, one being twenty times less stable, up to 12 %: its two may agree by chance.
 
 With one seed the test is over questions alone and blind to seeds: it tells two runs apart, not two methods.
 """
@@ -37,6 +46,9 @@ from peft_mllm.study.inference.variance import (
 
 LEVEL = 0.05
 """Of all claims of a family together; 95 % intervals are its counterpart."""
+
+UNSTABLE = 3.0
+"""Times as much as the middle group's is the deviation over seeds of a group from which the others are kept apart."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +164,11 @@ def compared(differences: Scores, *, between: Seeds | None = None) -> Difference
 
     Args:
         differences: (S, Q), paired.
-        between: what other groups of the family show of seeds; the larger mean square counts.
+        between: what the groups of the family show of seeds; the larger mean square counts.
     """
     seeds, questions = differences.shape
     of = table(differences)
-    if seeds > 1 and between:
-        between = Seeds(max(of.seeds, between.square), between.freedom)
-    spread = spread_of_mean(of, between=between if seeds > 1 else None)
+    spread = spread_of_mean(of, between=between)
     if seeds == 1 or spread.variance == 0.0:
         signs = _signs(differences[0])
         if signs is not None:
@@ -169,8 +179,7 @@ def compared(differences: Scores, *, between: Seeds | None = None) -> Difference
 def _compared_by_seed(differences: Scores, *, between: Seeds | None = None) -> Difference:
     """Test whether the differences of whole runs (S, 1) have a mean of 0."""
     of, seeds = table(differences), len(differences)
-    own = Seeds(max(of.seeds, between.square), between.freedom) if between else None
-    spread = spread_of_mean(of, between=own)
+    spread = spread_of_mean(of, between=between)
     if seeds == 1 or spread.variance == 0.0:
         return Difference(of.mean, None, None, 1.0, seeds, 0)
     half = margin(spread)
@@ -185,6 +194,25 @@ def from_spread(value: float, spread: Spread, *, seeds: int, questions: int) -> 
     return Difference(value, value - half, value + half, p_value(value, spread), seeds, questions)
 
 
+def unstable(groups: Mapping[str, ArrayLike]) -> tuple[str, ...]:
+    """The groups whose scores move far more with the seed than those of the middle group do.
+
+    Args:
+        groups: (S, Q) by name, all of one shape. The noise of single answers counts as moving, too.
+    """
+    tables = {name: table(as_scores(of)) for name, of in groups.items()}
+    squares = {name: max(of.seeds, of.rest) for name, of in tables.items()}
+    ordered = sorted(square for name, square in squares.items() if not _is_still(as_scores(groups[name])))
+    middle = ordered[(len(ordered) - 1) // 2] if ordered else 0.0
+    return tuple(name for name, square in squares.items() if 0 < UNSTABLE**2 * middle < square)
+
+
+def shown_of_seeds(groups: Mapping[str, ArrayLike], first: str, second: str) -> Seeds | None:
+    """What a family shows of the mean square between seeds of the differences of two groups; None for a pair alone."""
+    pool = _Pool.of({name: as_scores(of) for name, of in groups.items()})
+    return pool.between(first, second) if pool else None
+
+
 @dataclass(frozen=True)
 class _Pool:
     """What all groups of a family show of how much seeds matter.
@@ -192,28 +220,41 @@ class _Pool:
     Attributes:
         square: mean square between seeds of one group, once what all groups share is taken off.
         moving: the groups that have seeds.
+        mixed: some are unstable, and left out.
     """
 
     square: float
     freedom: int
     moving: frozenset[str]
+    mixed: bool
 
     @classmethod
     def of(cls, groups: Mapping[str, Scores]) -> _Pool | None:
         """None where fewer than two groups have seeds, so that there is nothing to share."""
         _check_shapes(groups)
-        moving = [name for name, scores in groups.items() if np.ptp(scores, axis=0).any()]
+        moving = [name for name, scores in groups.items() if not _is_still(scores)]
         if len(moving) < 2:
             return None
-        by_seed = np.stack([groups[name].mean(axis=1) for name in moving])  # (G, S)
+        wild = unstable({name: groups[name] for name in moving})
+        steady = [name for name in moving if name not in wild]
+        if len(steady) < 2:
+            steady = moving
+        by_seed = np.stack([groups[name].mean(axis=1) for name in steady])  # (G, S)
         rest = by_seed - by_seed.mean(axis=0) - by_seed.mean(axis=1, keepdims=True) + by_seed.mean()
         seeds, questions = groups[moving[0]].shape
-        freedom = (len(moving) - 1) * (seeds - 1)
-        return cls(questions * float((rest * rest).sum()) / freedom, freedom, frozenset(moving))
+        freedom = (len(steady) - 1) * (seeds - 1)
+        return cls(questions * float((rest * rest).sum()) / freedom, freedom, frozenset(moving), bool(wild))
 
-    def between(self, first: str, second: str) -> Seeds:
-        """What is to be expected of the differences of two groups."""
-        return Seeds(self.square * len({first, second} & self.moving), self.freedom)
+    def between(self, first: str, second: str) -> Seeds | None:
+        """What is to be expected of the differences of two groups; None where it is but what they show themselves."""
+        if self.moving == {first, second}:
+            return None
+        return Seeds(self.square * len({first, second} & self.moving), self.freedom, self.mixed)
+
+
+def _is_still(scores: Scores) -> bool:
+    """Whether all rows are equal: there are no seeds, or they do nothing."""
+    return not np.ptp(scores, axis=0).any()
 
 
 def _check_shapes(groups: Mapping[str, Scores]) -> None:

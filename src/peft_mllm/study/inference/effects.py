@@ -8,7 +8,7 @@ the interval is over other seeds and questions. How far cells differ is said bes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -35,12 +35,15 @@ class Cell:
         name: what they share, like the method and the model.
         task: cells of one task have the same questions in the same order, and the same seeds.
         after, before: (S, Q), with the factor changed and without.
+        between: what all groups that both are compared with show of seeds (`differences.shown_of_seeds`), if those
+            are known; the cells of the task show it otherwise.
     """
 
     name: str
     task: str
     after: ArrayLike
     before: ArrayLike
+    between: Seeds | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def factor_effect(cells: Sequence[Cell]) -> Effect:
     if not cells:
         raise ValueError("an effect is measured on at least one cell")
     by_task = _by_task(cells)
-    pools = {task: _pool(list(found.values())) for task, found in by_task.items()}
+    pools = {task: _pool(found, cells) for task, found in by_task.items()}
     tested = [compared(by_task[cell.task][place], between=pools[cell.task]) for place, cell in enumerate(cells)]
     found = tuple(
         CellEffect(cell.name, cell.task, each, adjusted)
@@ -127,18 +130,20 @@ def _by_task(cells: Sequence[Cell]) -> Mapping[str, dict[int, Scores]]:
     return found
 
 
-def _pool(differences: Sequence[Scores]) -> Seeds | None:
+def _pool(differences: Mapping[int, Scores], cells: Sequence[Cell]) -> Seeds | None:
     """What the cells of a task show of seeds together; None for one seed."""
-    seeds = len(differences[0])
+    seeds = len(next(iter(differences.values())))
     if seeds == 1:
         return None
-    return Seeds(float(np.mean([table(each).seeds for each in differences])), len(differences) * (seeds - 1))
+    shown = [cells[place].between or Seeds(table(each).seeds, seeds - 1) for place, each in differences.items()]
+    mixed = any(each.mixed for each in shown)
+    return Seeds(float(np.mean([each.square for each in shown])), sum(each.freedom for each in shown), mixed)
 
 
 def _pooled(tasks: Sequence[Sequence[Scores]], pools: Sequence[Seeds | None]) -> Difference:
     count = sum(map(len, tasks))
     means = [np.mean(of, axis=0) for of in tasks]  # (S, Q) each
-    expected = [pool and Seeds(pool.square / len(of), pool.freedom) for of, pool in zip(tasks, pools, strict=True)]
+    expected = [pool and replace(pool, square=pool.square / len(of)) for of, pool in zip(tasks, pools, strict=True)]
     if len(tasks) == 1:
         return compared(means[0], between=expected[0])
     weights = [len(of) / count for of in tasks]
@@ -149,8 +154,7 @@ def _pooled(tasks: Sequence[Sequence[Scores]], pools: Sequence[Seeds | None]) ->
 
 
 def _spread(differences: Scores, pool: Seeds | None) -> Spread:
-    of = table(differences)
-    return spread_of_mean(of, between=pool and Seeds(max(of.seeds, pool.square), pool.freedom))
+    return spread_of_mean(table(differences), between=pool)
 
 
 def _heterogeneity(

@@ -12,7 +12,7 @@ claimed differences in more than 5 % of the cases without it:
 - Two or three seeds that agree by chance do not show that seeds agree: MS_seeds counts as at least MS_rest, which
   is its expectation where seeds have no effect at all, in the variance and in the degrees of freedom.
 - MS_questions counts as at least MS_rest, likewise (so do Dorfman, Berbaum & Metz).
-- Where several groups are compared, MS_seeds may come from all of them, see `differences`.
+- Where several groups are compared, MS_seeds is at least what all of them show of it, see `differences`.
 """
 
 from __future__ import annotations
@@ -57,10 +57,34 @@ class Spread:
 
 @dataclass(frozen=True)
 class Seeds:
-    """The mean square between seeds where it is not the table's own, and its degrees of freedom."""
+    """A mean square between seeds, and its degrees of freedom.
+
+    Attributes:
+        mixed: it is of groups of which some are far less stable than the others, so that of a table with more nothing
+            is known but what it shows itself.
+    """
 
     square: float
-    freedom: int
+    freedom: float
+    mixed: bool = False
+
+
+def at_least(own: Seeds, shared: Seeds | None) -> Seeds:
+    """The mean square between seeds: a table's own, or what others show of it, whichever is larger.
+
+    The larger one comes with what is known of it. Of an own one that is larger, the part up to the shared one has the
+    shared degrees of freedom and what is beyond it has the own ones (Satterthwaite 1946); where groups are mixed, all
+    of it has the own ones.
+    """
+    if shared is None:
+        return own
+    if own.square <= shared.square:
+        return shared
+    if shared.mixed:
+        return own
+    beyond = own.square - shared.square
+    doubt = shared.square**2 / shared.freedom + beyond**2 / own.freedom
+    return Seeds(own.square, own.square**2 / doubt)
 
 
 def as_scores(scores: object) -> Scores:
@@ -100,13 +124,13 @@ def spread_of_mean(of: Table, *, between: Seeds | None = None) -> Spread:
 
     Args:
         of: the scores' or the differences' table.
-        between: the mean square between seeds, where more is known of it than this table shows.
+        between: what others show of the mean square between seeds; see `at_least`.
     """
     seeds, questions = of.shape
     cells = seeds * questions
     if seeds == 1:
         return Spread(of.questions / cells, max(questions - 1, 1))
-    known = between or Seeds(of.seeds, seeds - 1)
+    known = at_least(Seeds(of.seeds, seeds - 1), between)
     part = max(known.square, of.rest)
     whole = part + max(of.questions - of.rest, 0.0)
     if whole == 0.0:

@@ -18,7 +18,7 @@ from peft_mllm.pages import templates
 from peft_mllm.study import wording
 from peft_mllm.study.analysis import Analysis
 from peft_mllm.study.drawings.canvas import page_svg
-from peft_mllm.study.pages import provenance, readings
+from peft_mllm.study.pages import head, provenance, readings
 from peft_mllm.study.pages.embed import embedded
 from peft_mllm.study.pages.pareto import pareto_data
 from peft_mllm.study.pages.questions import telling
@@ -90,8 +90,8 @@ def render_page(analysis: Analysis, sections: Sequence[Section], svgs: Mapping[s
         style=Markup(_asset("study.css")),
         script=Markup(script),
         policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
-        told=readings.told(view),
-        untold=readings.untold(view),
+        told=head.told(view),
+        untold=head.untold(view),
         facts=provenance.facts(view),
         provenance=provenance.provenance(view),
         overview=Shown(table, _limits(table), len(table.rows)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, median
 
 from peft_mllm.study import wording
@@ -22,95 +22,37 @@ VERDICTS = {
     "not tested": "are not tested",
 }
 FEW = 4
-"""Blocks whose sentences are all said at the head; of more, their sum is."""
+"""Sentences of a kind; of more, their sum."""
 
 
-def told(view: View) -> list[str]:
-    """What can be told, the widest first."""
-    return [*_leaders(view), *_decided(view), *(_effect(each) for each in _pooled(view) if _is_told(each))]
-
-
-def untold(view: View) -> list[str]:
-    """What cannot be told."""
-    return [*_undecided(view), *_blind(view), *_unmoved(view)]
-
-
-def _leaders(view: View) -> Iterator[str]:
-    """Over all tasks, where one method is first in nearly every draw."""
-    for title, some in overall_groups(view).items():
-        first = max(some, key=lambda each: each.rank.first)
-        if len(some) > 1 and some[0].tasks > 1 and first.rank.first >= 1 - LEVEL:
-            where = f" ({title})" if title else ""
-            share = f"{100 * first.rank.first:.0f}{wording.GLUE}%"
-            yield (
-                f"Over all {first.tasks} tasks{where} {view.rival(first.factors)} ranks first in {share} of the"
-                f" draws, with {_with_unit(view, first.score.value)} on average."
-            )
-
-
-def _decided(view: View) -> Iterator[str]:
-    blocks = view.analysis.blocks
-    if len(blocks) <= FEW:
-        yield from (block.sentence for block in blocks if _best(view, block))
-        return
-    winners = Counter(line.factors.get(view.analysis.contrast, "") for block in blocks for line in _best(view, block))
-    if winners:
-        names = wording.and_list([f"{name} in {count}" for name, count in winners.most_common()], most=6)
-        total = sum(winners.values())
-        yield f"One line is told apart from every other in {total} of {len(blocks)} blocks: {names}."
-
-
-def _undecided(view: View) -> Iterator[str]:
-    blocks = view.analysis.blocks
-    open_blocks = [block for block in blocks if not _best(view, block)]
-    if len(blocks) <= FEW:
-        yield from (block.sentence for block in open_blocks)
-    elif open_blocks:
-        yield (
-            f"In {len(open_blocks)} of {len(blocks)} blocks the highest line cannot be told apart from at least one"
-            " other."
-        )
-
-
-def _blind(view: View) -> Iterator[str]:
-    if view.seeds == 1:
-        yield "Every line is one run: nothing here says how far a score moves with another seed."
-    if view.analysis.missing:
-        yield f"{view.analysis.missing} planned runs have no result yet."
-
-
-def _unmoved(view: View) -> Iterator[str]:
-    for each in _pooled(view):
-        if not _is_told(each):
-            yield (
-                f"Whether {words(each.axis)} {each.low_level} or {each.high_level} is better cannot be told: the change"
-                f" is {_change(each)}."
-            )
-
-
-def _pooled(view: View) -> list[Effect]:
+def pooled_effects(view: View) -> list[Effect]:
+    """What each factor does over all cells."""
     return [effect for effect in view.analysis.effects if not effect.where]
 
 
-def _is_told(effect: Effect) -> bool:
+def is_told(effect: Effect) -> bool:
+    """Whether it is more than chance."""
     return effect.p_adjusted is not None and effect.p_adjusted < LEVEL
 
 
-def _effect(each: Effect) -> str:
+def effect(each: Effect) -> str:
+    """It, where it is."""
     verb = "raises" if each.value.value > 0 else "lowers"
     return (
-        f"Going from {words(each.axis)} {each.low_level} to {each.high_level} {verb} the score: {_change(each)},"
+        f"Going from {words(each.axis)} {each.low_level} to {each.high_level} {verb} the score: {change(each)},"
         f" {each.agree} of {each.cells} matched cells with that sign."
     )
 
 
-def _change(each: Effect) -> str:
+def change(each: Effect) -> str:
+    """The mean difference with its interval and p."""
     limits = wording.interval(each.value, signed=True)
     inside = "; ".join(filter(None, [limits, p_value(each.p_adjusted)]))
     return f"{wording.figure(each.value.value, signed=True)}" + (f" ({inside})" if inside else "")
 
 
-def _best(view: View, block: Block) -> list[Line]:
+def best_of(view: View, block: Block) -> list[Line]:
+    """The lines that are told apart from each other one of their block."""
     return [line for line in view.members(block) if line.best]
 
 
@@ -139,7 +81,7 @@ def _plural(axis: str, count: int) -> str:
 def groups(view: View) -> str:
     """How many blocks are decided."""
     blocks = view.analysis.blocks
-    decided = sum(bool(_best(view, block)) for block in blocks)
+    decided = sum(bool(best_of(view, block)) for block in blocks)
     gaps = [each for block in blocks for each in block.differences]
     clear = sum(each.p_adjusted is not None and each.p_adjusted < LEVEL for each in gaps)
     several = f" In {decided or 'none'} of {len(blocks)} the highest line is told apart from all others."
@@ -161,18 +103,18 @@ def ranks(view: View) -> str:
             f"{where}{view.rival(first.factors)} has the best mean rank, {first.rank.mean:.1f} ({limits}), and is"
             f" first in {100 * first.rank.first:.0f}{wording.GLUE}% of the draws."
         )
-    return " ".join(said[:FEW])
+    return " ".join([*said[:FEW], "Ranks are a picture and no test."])
 
 
 def effects(view: View) -> str:
     """The pooled effects, each told or not."""
-    pooled = _pooled(view) or list(view.analysis.effects)
-    return " ".join(_effect(each) if _is_told(each) else _not_told(each) for each in pooled[:FEW])
+    pooled = pooled_effects(view) or list(view.analysis.effects)
+    return " ".join(effect(each) if is_told(each) else _not_told(each) for each in pooled[:FEW])
 
 
 def _not_told(each: Effect) -> str:
     return (
-        f"{words(each.axis).capitalize()} {each.low_level} and {each.high_level} cannot be told apart: {_change(each)}."
+        f"{words(each.axis).capitalize()} {each.low_level} and {each.high_level} cannot be told apart: {change(each)}."
     )
 
 
@@ -314,8 +256,16 @@ def matched(view: View) -> str:
             continue
         names = wording.and_list([f"{name} ({count})" for name, count in counts.most_common(4)])
         said.append(f"With equal {by}, most often {names} {figure}, of {counts.total()} comparisons.")
-    told = " The intervals say which of these leads are more than chance." if said and view.seeds > 1 else ""
-    return " ".join(said) + told
+    missing = dict.fromkeys(name for each in view.analysis.matched for name in each.missing)
+    if missing:
+        said.append(
+            f"Not in every one: {wording.and_list(list(missing))}, of which a seed was not yet evaluated by then."
+        )
+    if "time" in wins:
+        said.append("Time is this machine's, other runs beside it.")
+    if said and view.seeds > 1:
+        said.append("The intervals say which of these leads are more than chance.")
+    return " ".join(said)
 
 
 def search(view: View) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from peft_mllm.study.analysis import Claim
-from peft_mllm.study.outcomes import Outcome
+from peft_mllm.study.outcomes import Cell, Outcome
 from peft_mllm.study.paper.about_factors import (
     best_location,
     connector_helps,
@@ -61,14 +61,17 @@ TESTS: tuple[tuple[Callable[[Evidence], Finding], str], ...] = (
 """By the claim's number, with what a study needs for it."""
 
 
-def claims_of(outcomes: Sequence[Outcome], *, seen: Sequence[str] = ()) -> tuple[Claim, ...]:
+def claims_of(
+    outcomes: Sequence[Outcome], *, seen: Sequence[str] = (), blocks: Sequence[Sequence[Cell]] = ()
+) -> tuple[Claim, ...]:
     """Test each claim on a study's runs.
 
     Args:
         outcomes: the runs that count.
         seen: tasks that the base could already do, by the names that the scores have.
+        blocks: the lines that the study compares with each other: they share what they show of seeds.
     """
-    evidence = Evidence(peft_only(groups_of(outcomes)), tuple(seen))
+    evidence = Evidence(peft_only(groups_of(outcomes, blocks=blocks)), tuple(seen))
     return tuple(
         _claim(number, said, test(evidence), needs)
         for number, (said, (test, needs)) in enumerate(zip(paper()["claims"], TESTS, strict=True), start=1)

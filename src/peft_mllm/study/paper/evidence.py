@@ -17,9 +17,9 @@ import numpy as np
 from peft_mllm.study.inference.differences import holm
 from peft_mllm.study.inference.effects import Cell, factor_effect
 from peft_mllm.study.inference.intervals import UNBOUNDED
-from peft_mllm.study.inference.variance import Spread, margin, p_value
+from peft_mllm.study.inference.variance import Seeds, Spread, margin, p_value
 from peft_mllm.study.pairing import Scored, matched, on_shared
-from peft_mllm.study.paper.groups import Group
+from peft_mllm.study.paper.groups import Group, shown_by_rivals
 from peft_mllm.study.statistics import CONFIDENCE, Estimate
 from peft_mllm.study.wording import figure, interval
 
@@ -84,16 +84,33 @@ def contrast(what: str, cells: Iterable[Parts], tasks: Tasks) -> Contrast | None
         None where no cell has scores of single questions for all of its groups.
     """
     gathered: dict[str, list[Scored]] = {}
+    shown: dict[str, list[Seeds | None]] = {}
     for parts in cells:
         for task in tasks(parts[0][1]):
             scored = [(weight, group.scored(task)) for weight, group in parts]
             if (difference := combined(scored)) is not None:
                 gathered.setdefault(task, []).append(difference)
-    return pooled(what, gathered)
+                shown.setdefault(task, []).append(_shown(parts, task))
+    return pooled(what, gathered, shown=shown)
 
 
-def pooled(what: str, gathered: Mapping[str, Sequence[Scored]]) -> Contrast | None:
-    """Pool differences, given by task, over cells with equal weight."""
+def _shown(parts: Parts, task: str) -> Seeds | None:
+    """What the block shows of seeds, where a contrast is one line minus another."""
+    if sorted(weight for weight, _ in parts) != [-1.0, 1.0]:
+        return None
+    return shown_by_rivals(parts[0][1], parts[1][1], task)
+
+
+def pooled(
+    what: str, gathered: Mapping[str, Sequence[Scored]], *, shown: Mapping[str, Sequence[Seeds | None]] | None = None
+) -> Contrast | None:
+    """Pool differences, given by task, over cells with equal weight.
+
+    Args:
+        what: in words.
+        gathered: the differences of each cell.
+        shown: what the block of each cell shows of seeds, on that cell's own seeds and questions.
+    """
     aligned = {task: matched(each) for task, each in gathered.items()}
     differences = {task: each for task, each in aligned.items() if each}
     cells = [(task, each) for task, of in differences.items() for each in of]
@@ -103,8 +120,18 @@ def pooled(what: str, gathered: Mapping[str, Sequence[Scored]]) -> Contrast | No
     if seeds == 1:
         value, p = _over_tasks([float(np.mean([each.mean() for each in of])) for of in differences.values()])
     else:
+        between = [
+            known if len(aligned_to.seeds) == len(each) else None
+            for task, of in differences.items()
+            for each, aligned_to, known in zip(
+                of, gathered[task], (shown or {}).get(task) or [None] * len(of), strict=True
+            )
+        ]
         found = factor_effect(
-            [Cell(str(place), task, each, np.zeros_like(each)) for place, (task, each) in enumerate(cells)]
+            [
+                Cell(str(place), task, each, np.zeros_like(each), between=known)
+                for place, ((task, each), known) in enumerate(zip(cells, between, strict=True))
+            ]
         )
         value, p = Estimate(found.pooled.value, found.pooled.low, found.pooled.high), found.pooled.p
     return Contrast(what, value, p, len(cells), len(differences), seeds)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from peft_mllm.study.inference.differences import shown_of_seeds
+from peft_mllm.study.inference.variance import Seeds
 from peft_mllm.study.outcomes import Answers, Cell, Outcome, cells_of
-from peft_mllm.study.pairing import Scored, after_best, points_per_unit, scored_of
+from peft_mllm.study.pairing import Scored, after_best, on_shared, points_per_unit, scored_of
 from peft_mllm.study.paper.names import NO_PEFT, Setting, canonical_task, setting_of
 
 SHARE_WITH_IMAGE = "scienceqa"
@@ -16,10 +18,17 @@ SHARE_WITH_IMAGE = "scienceqa"
 
 @dataclass(frozen=True)
 class Group:
-    """Trained runs that differ in the seed alone."""
+    """Trained runs that differ in the seed alone.
+
+    Attributes:
+        cell: the runs.
+        setting: what they are in the paper's terms.
+        families: the groups that it competes with, itself among them, for each block that it is in.
+    """
 
     cell: Cell
     setting: Setting
+    families: list[list[Group]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def factors(self) -> Mapping[str, str]:
@@ -57,10 +66,42 @@ class Group:
         return _scored(there, task) if len(there) == len(points) else None
 
 
-def groups_of(outcomes: Sequence[Outcome]) -> tuple[Group, ...]:
-    """The trained runs, parameter-efficient or not; zero-shot is none of them."""
+def groups_of(outcomes: Sequence[Outcome], *, blocks: Sequence[Sequence[Cell]] = ()) -> tuple[Group, ...]:
+    """The trained runs, parameter-efficient or not; zero-shot is none of them.
+
+    Args:
+        outcomes: the runs.
+        blocks: the cells that compete with each other.
+    """
     trained = [outcome for outcome in outcomes if not outcome.is_zero_shot]
-    return tuple(Group(cell, setting_of(cell.outcomes[0])) for cell in cells_of(trained))
+    groups = tuple(Group(cell, setting_of(cell.outcomes[0])) for cell in cells_of(trained))
+    by_factors = {_key(group.cell): group for group in groups}
+    for block in blocks:
+        family = [by_factors[_key(cell)] for cell in block if _key(cell) in by_factors]
+        for group in family:
+            group.families.append(family)
+    return groups
+
+
+def _key(cell: Cell) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(cell.factors.items()))
+
+
+def shown_by_rivals(first: Group, second: Group, task: str) -> Seeds | None:
+    """What the block of two groups shows of seeds; None where they do not compete, or share nothing."""
+    family = next((each for each in first.families if any(group is second for group in each)), [])
+    own = [each for each in (first.scored(task), second.scored(task)) if each is not None]
+    shared = on_shared(own) if family and len(own) == 2 else None
+    if shared is None or len(shared[0].seeds) < 2:
+        return None
+    scores = {}
+    for place, group in enumerate(family):
+        scored = group.scored(task)
+        found = on_shared([shared[0], scored]) if scored is not None and scored.has_seed else None
+        if found is not None and found[0].scores.shape == shared[0].scores.shape:
+            scores[str(place)] = found[1].scores
+    names = [str(place) for place, group in enumerate(family) if group is first or group is second]
+    return shown_of_seeds(scores, names[0], names[1]) if set(names) <= scores.keys() else None
 
 
 def peft_only(groups: Iterable[Group]) -> tuple[Group, ...]:

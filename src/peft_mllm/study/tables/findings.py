@@ -167,10 +167,20 @@ def matched(view: View) -> Table:
         words("budget", "budget"),
         *axes,
         words("spent", "spent"),
+        whole("seeds", "seeds"),
         exact("value", "score or lowest validation loss", "score with equal parameters, loss with equal time"),
+        words("missing", "not in it", "rivals with a seed that was not yet evaluated by then"),
     ]
     rows = [
-        [each.by, _amount(each.by, each.budget), *_labels(axes, each.factors), _amount(each.by, each.spent), each.value]
+        [
+            each.by,
+            _amount(each.by, each.budget),
+            *_labels(axes, each.factors),
+            _amount(each.by, each.spent),
+            each.seeds,
+            each.value,
+            ", ".join(each.missing),
+        ]
         for each in view.analysis.matched
     ]
     return Table("matched", "Equal budgets", "", columns, rows)
