@@ -70,13 +70,14 @@ def main() -> None:
         encode=tuned.family.encode,
         pixels=tuned.family.pixels,
         pad_id=pad_token(tuned),
-        trees=tuned.trees,
+        layout="packed",
         share=True,
     )
     optimizer = torch.optim.AdamW(trainable.values(), lr=method.learning_rate)
     losses = []
     for step in range(STEPS):
-        loss = tuned.answer_losses(supply.batch(range(step * BATCH, (step + 1) * BATCH))).mean()
+        (batch,) = supply.batches(range(step * BATCH, (step + 1) * BATCH))
+        loss = tuned.answer_losses(batch).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -84,7 +85,7 @@ def main() -> None:
     print(f"loss per answer token: {losses[0]:.2f} at first, {losses[-1]:.2f} after {STEPS} steps")
 
     # What was saved gives the same logits on a fresh base.
-    batch = supply.batch(range(4))
+    (batch,) = supply.batches(range(4))
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         tuned.model.eval()
         tuned.save(Path(folder))

@@ -23,7 +23,6 @@ def main(folder: Path) -> None:
         "model": "embedded",
         "method": {"name": "lora", "rank": 16, "alpha": 32, "dropout": 0},
         "task": {"name": "scenes_next", "size": {"train": 2048, "validation": 16, "test": 64}},
-        "data": {"group_by_image": True},
         "train": {"learning_rate": 3e-3, "max_steps": 64, "per_device_train_batch_size": 32},
         "output_dir": str(folder),
     }
