@@ -231,10 +231,10 @@ def test_prompts_whose_length_turns_their_first_tokens_are_left_to_generate():
 # --- the proof ---
 
 
-def all_before(segments, new):
+def all_before(segments, *, last):
     """A mask by which a question sees those beside it."""
     place = torch.arange(segments.shape[1])
-    return (place <= place[-new:, None]).expand(len(segments), 1, new, -1)
+    return (place <= place[-last:, None]).expand(len(segments), 1, last, -1)
 
 
 def counted_on(branch):
@@ -246,7 +246,7 @@ def counted_on(branch):
 decoding_next = decoding._next
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("_sight", all_before), ("_next", counted_on)])
+@pytest.mark.parametrize(("name", "wrong"), [("tree_mask", all_before), ("_next", counted_on)])
 def test_the_proof_finds_what_is_wrong_and_generate_answers(name, wrong, monkeypatch):
     tuned = tuned_on("llava")
     samples = prompts(tuned)

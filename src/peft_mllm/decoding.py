@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from peft_mllm.attention import PADDING, PREFIX, additive, backend_of
+from peft_mllm.attention import PADDING, PREFIX, additive, backend_of, tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.data.seeing import arguments_of
-from peft_mllm.data.trees import Tree, collate_padded, plant
+from peft_mllm.data.trees import Tree, collate_padded, plant, positions_of
 from peft_mllm.tuned import Tuned
 
 PROOF = "decoding"
@@ -234,7 +234,7 @@ class _Grove:
         """Put a piece of each open question behind its row, and take each one's next token."""
         given = self._laid_out(pieces)
         width = given["input_ids"].shape[1]
-        mask: Tensor = _sight(self._segments, width)
+        mask = tree_mask(self._segments, last=width)
         if backend_of(self._tuned.decoder) == "eager":
             mask = additive(mask, torch.bfloat16 if self._tuned.bf16 else self._tuned.base.dtype)
         given |= {name: value.expand(-1, width, *value.shape[2:]) for name, value in self._per_token.items()}
@@ -302,9 +302,8 @@ def _shared(tree: Tree) -> int:
 
 def _stretch(row: int, segment: int, sample: Sample, start: int, end: int) -> _Piece:
     """A prompt's tokens from `start` on."""
-    positions = torch.arange(len(sample.ids))[None] if sample.positions is None else torch.tensor(sample.positions)
     extras = {name: values[start:end] for name, values in sample.extras.items()}
-    return _Piece(row, segment, sample.ids[start:end], positions[:, start:end], extras)
+    return _Piece(row, segment, sample.ids[start:end], positions_of(sample)[:, start:end], extras)
 
 
 def _next(branch: _Branch) -> _Piece:
@@ -323,14 +322,6 @@ def _ends(pieces: Sequence[_Piece]) -> list[tuple[int, int]]:
         filled[piece.row] = filled.get(piece.row, 0) + len(piece.ids)
         ends.append((piece.row, filled[piece.row] - 1))
     return ends
-
-
-def _sight(segments: Tensor, new: int) -> Tensor:
-    """(R, 1, new, T) bool: which columns the last `new` of (R, T) see, by the rule of attention.tree_mask."""
-    query, key = segments[:, -new:, None], segments[:, None, :]
-    place = torch.arange(segments.shape[1], device=segments.device)
-    ahead = place - place[-new:, None]  # (new, T)
-    return ((ahead <= 0) & ((key == query) | (key == PREFIX)) & (key != PADDING) | (ahead == 0))[:, None]
 
 
 @torch.no_grad()

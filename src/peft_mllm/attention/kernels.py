@@ -10,6 +10,7 @@ products do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -164,6 +165,7 @@ def _on_cuda(query: Tensor) -> bool:
     return query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
 
 
+@lru_cache(maxsize=32)  # of a step's parts, not of each layer's
 def _cuda_arguments(part: Part, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
     """Where stretches begin and end, and the longest, for queries and keys."""
     ends = [torch.tensor([0, *lengths], device=device).cumsum(0).int() for lengths in (part.queries, part.keys)]

@@ -16,7 +16,7 @@ TREE_BACKENDS = ("sdpa", "eager")
 """Backends that take any four-dimensional mask."""
 
 
-def tree_mask(segments: Tensor) -> Tensor:
+def tree_mask(segments: Tensor, *, last: int | None = None) -> Tensor:
     """Attention mask of rows that hold a prefix and its branches.
 
     A token sees itself and the earlier tokens of its own branch and of the prefix:
@@ -25,16 +25,17 @@ def tree_mask(segments: Tensor) -> Tensor:
 
     Args:
         segments: (R, T) `PREFIX`, or the number of the token's branch, or `PADDING`.
+        last: what so many tokens at the end see; all where left out.
 
     Returns:
-        (R, 1, T, T) bool, true where attention is allowed. Nothing sees a padding token but itself: a row of a
-        softmax with nothing to see is not a number.
+        (R, 1, Q, T) bool, true where attention is allowed; Q is `last`, or T. Nothing sees a padding token but itself:
+        a row of a softmax with nothing to see is not a number.
     """
-    length = segments.shape[1]
-    query, key = segments[:, :, None], segments[:, None, :]
-    past = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=segments.device)
-    return (past & ((key == query) | (key == PREFIX)) & (key != PADDING) | itself)[:, None]
+    queries = segments.shape[1] if last is None else last
+    query, key = segments[:, -queries:, None], segments[:, None, :]
+    place = torch.arange(segments.shape[1], device=segments.device)
+    ahead = place - place[-queries:, None]  # (Q, T)
+    return ((ahead <= 0) & ((key == query) | (key == PREFIX)) & (key != PADDING) | (ahead == 0))[:, None]
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

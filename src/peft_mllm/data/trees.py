@@ -234,7 +234,7 @@ def _laid_out(
         tokens = slice(piece.start, piece.stop)
         input_ids[place] = torch.tensor(piece.sample.ids[tokens])
         segments[place] = piece.segment
-        position_ids[:, *place] = _positions(piece.sample)[:, tokens]
+        position_ids[:, *place] = positions_of(piece.sample)[:, tokens]
         for name, values in piece.sample.extras.items():
             extras[name][place] = torch.tensor(values[tokens])
     rows, columns, targets, owners = _answers(pieces)
@@ -303,7 +303,7 @@ def collate_padded(samples: Sequence[Sample], *, pixels: Pixels, pad_id: int, le
     )
 
 
-def _positions(sample: Sample) -> Tensor:
+def positions_of(sample: Sample) -> Tensor:
     """(P, n) the sample's positions; one axis that counts from 0 where it has none of its own."""
     return torch.arange(len(sample.ids))[None] if sample.positions is None else torch.tensor(sample.positions)
 
