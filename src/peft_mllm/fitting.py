@@ -180,6 +180,7 @@ class Fitting:
                 show=show,
                 stop=self.stop,
                 relief=self._relief(tuned, supply, memory),
+                compute=tuned.add_gradients,
                 wanted=lambda progress: curve_steps(progress, curve, plan.steps_per_epoch),
             )
             progress = train(job)

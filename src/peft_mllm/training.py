@@ -33,6 +33,9 @@ from peft_mllm.world import World
 STATE = "state.safetensors"
 MakeBatches = Callable[[Sequence[int]], list[Batch]]
 """Indices of a micro-batch's samples to what is computed at once: one batch, or several where one is too large."""
+Compute = Callable[[Batch, int, int], Tensor]
+"""A batch, the seed of its dropout and the step's answer tokens to its losses (A,); their gradients, divided by those
+tokens, are added to the parameters'."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Job:
         show: called after each step with its number, loss and tokens per second; for the progress bar.
         stop: whether somebody asked to stop; polled after each step.
         relief: computes a step's gradients, in smaller parts where memory runs out.
+        compute: a batch's losses; adds their gradients.
         wanted: the evaluated steps so far whose checkpoints will be used after training, beside the best.
     """
 
@@ -73,6 +77,7 @@ class Job:
     show: Callable[[int, float, float], None]
     stop: Callable[[], bool]
     relief: Relief
+    compute: Compute
     wanted: Callable[[Progress], Collection[int]] = lambda progress: ()
     parameters: dict[str, nn.Parameter] = field(init=False)
 
@@ -88,13 +93,9 @@ def train_step(job: Job, step: int, batches: Sequence[Batch]) -> StepResult:
         group["lr"] = group["initial_lr"] * job.schedule(step)
 
     def gradients(of: Sequence[Batch]) -> list[Tensor]:
-        losses = []
-        for batch in of:
-            # dropout is a function of step and samples: resuming changes nothing, nor does the number of processes
-            torch.manual_seed(derive(job.seed, "dropout", step, batch.sample_ids[0]))
-            losses.append(job.tuned.answer_losses(batch.to(job.tuned.device)))  # (A,)
-            (losses[-1].sum() / answers).backward()
-        return losses
+        # dropout is a function of step and samples: resuming changes nothing, nor does the number of processes
+        seeds = [derive(job.seed, "dropout", step, batch.sample_ids[0]) for batch in of]
+        return [job.compute(batch, seed, answers) for batch, seed in zip(of, seeds, strict=True)]
 
     batches, losses = job.relief.compute(gradients, batches, lambda: _samples(job, step), job.optimizer.zero_grad)
     world.sum_gradients(params)

@@ -109,6 +109,19 @@ class Tuned:
         """Cross-entropy (A,) of each answer token, in float32."""
         return nn.functional.cross_entropy(self.answer_logits(batch).float(), batch.targets, reduction="none")
 
+    def add_gradients(self, batch: Batch, seed: int, answers: int) -> Tensor:
+        """Losses (A,) of a batch; the gradients of their sum over `answers` are added to the parameters'.
+
+        Args:
+            batch: on any device.
+            seed: of dropout.
+            answers: tokens that the losses are averaged over, those of other batches too.
+        """
+        torch.manual_seed(seed)
+        losses = self.answer_losses(batch.to(self.device))
+        (losses.sum() / answers).backward()
+        return losses.detach()
+
     @torch.no_grad()
     def generate(self, batch: Batch, **options: Any) -> Tensor:
         """Token ids (R, new) after left-padded prompts; options are those of transformers' generate.
