@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import tiny
 from peft_mllm.attention import Packing, kernels
 from peft_mllm.attention.cascade import cascade
+from peft_mllm.attention.kernels import Seen
+from peft_mllm.attention.packing import Joined, seeing
 from peft_mllm.data.trees import collate_padded, cut, pack, plant
 
 lengths = st.integers(1, 6)
@@ -61,7 +63,8 @@ def test_it_is_the_masked_attention(plain, packing, shared, learned, seed):
         if plain:
             patch.setattr(kernels, "_cpu_forward", kernels._plain_forward)
             patch.setattr(kernels, "_cpu_backward", kernels._plain_backward)
-        ours = cascade(*tensors, packing, scale=8**-0.5, learned=tuple(front) or None)
+        seen = [Seen(seeing(learned, begin=0, length=packing.length), *(each[0] for each in front))] if front else []
+        ours = cascade(*tensors, packing, scale=8**-0.5, learned=seen)
         weight = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
         found = torch.autograd.grad((ours * weight).sum(), [*tensors, *front])
     masked = by_mask(*tensors, packing, front)
@@ -85,6 +88,34 @@ def test_it_is_the_masked_attention_in_lesser_types(dtype):
     for one, other in zip([ours, *found], [masked, *expected], strict=True):
         assert one.dtype == dtype
         assert (one.double() - other).norm() <= {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype] * other.norm()
+
+
+def test_joined_rows_are_computed_as_if_each_were_alone():
+    rows = (Packing((9, 4), ((3, 2),)), Packing((5,)), Packing((7,), ((2, 2),)))
+    joined = Joined(rows)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, joined.length, 8, requires_grad=True) for heads in (4, 2, 2))
+    learned = torch.randn(2, 2, 3, 8, requires_grad=True)  # seen by the second row alone
+    weight = torch.randn(1, 4, joined.length, 8)
+
+    def front(begin):
+        return [Seen(seeing(3, begin=begin, length=5), *learned)]
+
+    together = cascade(query, key, value, joined, scale=0.3, learned=front(joined.begins[1]))
+    found = torch.autograd.grad((together * weight).sum(), [query, key, value, learned])
+    apart = [
+        cascade(
+            *(each[:, :, begin : begin + row.length] for each in (query, key, value)),
+            row,
+            scale=0.3,
+            learned=front(0) if row is rows[1] else [],
+        )
+        for begin, row in zip(joined.begins, rows, strict=True)
+    ]
+    expected = torch.autograd.grad((torch.cat(apart, 2) * weight).sum(), [query, key, value, learned])
+    assert torch.equal(together, torch.cat(apart, 2))
+    assert all(map(torch.equal, found, expected))
+    assert joined.longest == 12
 
 
 def test_neighbours_of_equal_length_are_one_product():

@@ -6,6 +6,7 @@ lse = log(sum over parts of exp(lse_part)). Exact: nothing is computed that is m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,17 +14,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from peft_mllm.attention import kernels
-from peft_mllm.attention.packing import Packing
+from peft_mllm.attention.kernels import Seen
+from peft_mllm.attention.packing import Joined, Packing, Part
 
 
 def cascade(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    packing: Packing,
+    packing: Packing | Joined,
     *,
     scale: float,
-    learned: tuple[Tensor, Tensor] | None = None,
+    learned: Sequence[Seen] = (),
 ) -> Tensor:
     """Attention of one packed row.
 
@@ -33,61 +35,72 @@ def cascade(
         value: (1, G, T, d).
         packing: of the row.
         scale: of the scores.
-        learned: keys and values (1, G, n, d) that the whole row sees.
+        learned: further keys and values.
 
     Returns:
         (1, H, T, d).
     """
-    tensors = [query[0], key[0], value[0], *(each[0] for each in learned or ())]
+    tensors = [query[0], key[0], value[0], *(tensor for each in learned for tensor in (each.key, each.value))]
     if torch.is_autocast_enabled(query.device.type):  # which knows torch's functions, and not this one
         tensors = [tensor.to(torch.get_autocast_dtype(query.device.type)) for tensor in tensors]
-    out: Tensor = _Cascade.apply(packing, scale, *tensors)
+    out: Tensor = _Cascade.apply(packing.parts, tuple(each.part for each in learned), scale, *tensors)
     return out[None]
 
 
 class _Cascade(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, packing: Packing, scale: float, query: Tensor, key: Tensor, value: Tensor, *learned: Tensor
+        ctx: Any,
+        parts: Sequence[Part],
+        of_learned: Sequence[Part],
+        scale: float,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *learned: Tensor,
     ) -> Tensor:
         out = torch.empty_like(query)  # (H, T, d)
         exact = torch.promote_types(query.dtype, torch.float32)
         lse = query.new_empty(query.shape[:2], dtype=exact)  # (H, T)
-        for number, part in enumerate(packing.parts):
+        ctx.parts, ctx.of_learned, ctx.scale = parts, of_learned, scale
+        seen = _seen(ctx, key, value, learned)
+        for (part, _, _), result in zip(seen, kernels.forward(query, seen, scale), strict=True):
             place = slice(part.query, part.query_end)
-            result = kernels.forward(query, key, value, part, scale)
-            if number < 2:  # the first two parts have each query once
-                out[:, place], lse[:, place] = result
-            else:
+            if part.again:
                 _merge(out[:, place], lse[:, place], *result)
-        if learned:
-            own_key, own_value = learned
-            _merge(out, lse, *kernels.forward(query, own_key, own_value, packing.seeing(own_key.shape[1]), scale))
+            else:
+                out[:, place], lse[:, place] = result
         ctx.save_for_backward(query, key, value, out, lse, *learned)
-        ctx.packing, ctx.scale = packing, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         query, key, value, out, lse, *learned = ctx.saved_tensors
-        packing, scale = ctx.packing, ctx.scale
         of_query, of_key, of_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for part in packing.parts:
-            found = kernels.backward(grad, query, key, value, out, lse, part, scale)
+        of_learned: list[Tensor] = []
+        seen = _seen(ctx, key, value, learned)
+        for (part, own_key, _), found in zip(
+            seen, kernels.backward(grad, query, seen, out, lse, ctx.scale), strict=True
+        ):
             of_query[:, part.query : part.query_end] += found.query
-            of_key[:, part.key : part.key_end] += found.key
-            of_value[:, part.key : part.key_end] += found.value
-        if not learned:
-            return None, None, of_query, of_key, of_value
-        own_key, own_value = learned
-        part = packing.seeing(own_key.shape[1])
-        found = kernels.backward(grad, query, own_key, own_value, out, lse, part, scale)
-        return None, None, of_query + found.query, of_key, of_value, found.key, found.value
+            if own_key is key:
+                of_key[:, part.key : part.key_end] += found.key
+                of_value[:, part.key : part.key_end] += found.value
+            else:
+                of_learned += [found.key, found.value]
+        return None, None, None, of_query, of_key, of_value, *of_learned
+
+
+def _seen(ctx: Any, key: Tensor, value: Tensor, learned: Sequence[Tensor]) -> list[Seen]:
+    """Each part with its keys and values, the row's own first."""
+    own = [Seen(part, key, value) for part in ctx.parts]
+    return own + [Seen(*each) for each in zip(ctx.of_learned, learned[::2], learned[1::2], strict=True)]
 
 
 def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
     """Take another part's output (H, S, d) and log-sum-exp (H, S) into those so far, in place."""
-    both = torch.logaddexp(lse, more_lse)
-    out.copy_(out * (lse - both).exp()[..., None] + more * (more_lse - both).exp()[..., None])
+    so_far = lse.contiguous()  # a stretch of a longer row is then rounded as the same stretch by itself
+    both = torch.logaddexp(so_far, more_lse)
+    out.copy_(out * (so_far - both).exp()[..., None] + more * (more_lse - both).exp()[..., None])
     lse.copy_(both)

@@ -9,7 +9,7 @@ products do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from peft_mllm.attention.packing import Part, Run
 
 aten = torch.ops.aten
+BLOCK = 150
+"""Queries at a time in a CPU's causal backward pass: its kernel computes much of what lies behind a query, too."""
 
 
 class Grads(NamedTuple):
@@ -29,57 +31,91 @@ class Grads(NamedTuple):
     value: Tensor
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
-    """The output (H, Tq, d) and log-sum-exp (H, Tq) of a part's queries.
+class Seen(NamedTuple):
+    """A part of the attention with the keys and values (G, Tk, d) that its stretches are of."""
+
+    part: Part
+    key: Tensor
+    value: Tensor
+
+
+def forward(query: Tensor, seen: Sequence[Seen], scale: float) -> list[tuple[Tensor, Tensor]]:
+    """The output (H, Tq, d) and log-sum-exp (H, Tq) of each part's queries.
 
     Args:
         query: (H, T, d) of the whole row.
-        key: (G, T, d) likewise; G divides H.
-        value: (G, T, d).
-        part: which see which.
+        seen: the parts; G divides H.
         scale: of the scores.
     """
     if _on_cuda(query):
-        return _cuda_forward(query, key, value, part, scale)
+        return [_cuda_forward(query, *each, scale) for each in seen]
     dense = _cpu_forward if query.device.type == "cpu" else _plain_forward
-    outputs = [
-        dense(_stretches(query, run.query, run.queries, run.count), *_keys(key, value, run), part.causal, scale)
-        for run in part.runs
-    ]
-    return torch.cat([_row(out) for out, _ in outputs], 1), torch.cat([_row(lse) for _, lse in outputs], 1)
+
+    def compute(alike: Sequence[Stretches]) -> tuple[Tensor, ...]:
+        of_query = _together([_stretches(query, each.run.query, each.run.queries, each.run.count) for each in alike])
+        return dense(of_query, *_keys(alike), alike[0].causal, scale)
+
+    return [(out, lse) for out, lse in _by_shape(seen, compute)]
 
 
-def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, part: Part, scale: float
-) -> Grads:
-    """Gradients of a part's queries, keys and values.
+def backward(grad: Tensor, query: Tensor, seen: Sequence[Seen], out: Tensor, lse: Tensor, scale: float) -> list[Grads]:
+    """Gradients of each part's queries, keys and values.
 
     Args:
         grad: (H, T, d) of the output, for the whole row.
         query: as for `forward`.
-        key: likewise.
-        value: likewise.
+        seen: likewise.
         out: (H, T, d), merged over all parts.
         lse: (H, T), likewise.
-        part: which see which.
         scale: of the scores.
     """
     if _on_cuda(query):
-        return _cuda_backward(grad, query, key, value, out, lse, part, scale)
+        return [_cuda_backward(grad, query, *each, out, lse, scale) for each in seen]
     dense = _cpu_backward if query.device.type == "cpu" else _plain_backward
-    grads = [
-        dense(
-            _stretches(grad, run.query, run.queries, run.count),
-            _stretches(query, run.query, run.queries, run.count),
-            *_keys(key, value, run),
-            _stretches(out, run.query, run.queries, run.count),
-            _stretches(lse, run.query, run.queries, run.count),
-            part.causal,
-            scale,
+
+    def compute(alike: Sequence[Stretches]) -> tuple[Tensor, ...]:
+        grads, queries, outs, lses = (
+            _together([_stretches(row, each.run.query, each.run.queries, each.run.count) for each in alike])
+            for row in (grad, query, out, lse)
         )
-        for run in part.runs
-    ]
-    return Grads(*(torch.cat([_row(each[i]) for each in grads], 1) for i in range(3)))
+        found: tuple[Tensor, ...] = dense(grads, queries, *_keys(alike), outs, lses, alike[0].causal, scale)
+        return found
+
+    return [Grads(*each) for each in _by_shape(seen, compute)]
+
+
+class Stretches(NamedTuple):
+    """Neighbouring stretches of one part."""
+
+    run: Run
+    key: Tensor
+    value: Tensor
+    causal: bool
+
+
+def _by_shape(
+    seen: Sequence[Seen], compute: Callable[[Sequence[Stretches]], tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """What comes out for each part, as rows (H, ...); stretches of one shape are computed at once, wherever they are.
+
+    A call of a kernel takes as long as some hundred tokens do, and many rows of small batches have many stretches.
+    """
+    shapes: dict[tuple[int, int, bool], list[tuple[int, int]]] = {}
+    for number, (part, _, _) in enumerate(seen):
+        for place, run in enumerate(part.runs):
+            shapes.setdefault((run.queries, run.keys, part.causal), []).append((number, place))
+    found: list[list[tuple[Tensor, ...]]] = [[()] * len(part.runs) for part, _, _ in seen]
+    for places in shapes.values():
+        alike = [
+            Stretches(part.runs[place], key, value, part.causal)
+            for number, place in places
+            for part, key, value in (seen[number],)
+        ]
+        counts = [each.run.count for each in alike]
+        apart = zip(*(made.split(counts) for made in compute(alike)), strict=True)
+        for (number, place), made in zip(places, apart, strict=True):
+            found[number][place] = made
+    return [tuple(_rows(made) for made in zip(*each, strict=True)) for each in found]
 
 
 def _stretches(row: Tensor, start: int, length: int, count: int) -> Tensor:
@@ -87,15 +123,21 @@ def _stretches(row: Tensor, start: int, length: int, count: int) -> Tensor:
     return row[:, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
 
 
-def _row(stretches: Tensor) -> Tensor:
-    """(H, count * length, ...) stretches (count, H, length, ...) as a row again."""
-    return stretches.transpose(0, 1).flatten(1, 2)
+def _rows(parts: Sequence[Tensor]) -> Tensor:
+    """(H, T, ...) a row of stretches (count, H, length, ...), one after the other."""
+    rows = [each.transpose(0, 1).flatten(1, 2) for each in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 
-def _keys(key: Tensor, value: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+def _together(stretches: Sequence[Tensor]) -> Tensor:
+    """(counts of all, H, length, ...)."""
+    return stretches[0] if len(stretches) == 1 else torch.cat([*stretches])
+
+
+def _keys(alike: Sequence[Stretches]) -> tuple[Tensor, Tensor]:
     return (
-        _stretches(key, run.key, run.keys, run.count),
-        _stretches(value, run.key, run.keys, run.count),
+        _together([_stretches(each.key, each.run.key, each.run.keys, each.run.count) for each in alike]),
+        _together([_stretches(each.value, each.run.key, each.run.keys, each.run.count) for each in alike]),
     )
 
 
@@ -111,7 +153,25 @@ def _cpu_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> Any:
     kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return kernel(grad, query, key, value, out, lse, 0.0, causal, scale=scale)
+    length = query.shape[2]
+    exact = query.dtype == torch.float32  # what is added up in lesser types loses digits
+    blocks = max(1, round(length / BLOCK)) if causal and exact else 1
+    if blocks == 1:
+        return kernel(grad, query, key, value, out, lse, 0.0, causal, scale=scale)
+    of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for number in range(blocks):
+        begin, end = (length * i // blocks for i in (number, number + 1))
+        block = [each[:, :, begin:end] for each in (grad, query, out, lse)]
+        for start, stop, own in ((begin, end, True), (0, begin, False)):  # itself, and all that lies before it
+            if start == stop:
+                continue
+            some, asking, made, sums = block
+            keys, values = key[:, :, start:stop], value[:, :, start:stop]
+            found = kernel(some, asking, keys, values, made, sums, 0.0, own, scale=scale)
+            of_query[:, :, begin:end] = found[0] if own else of_query[:, :, begin:end].add_(found[0])
+            of_key[:, :, start:stop].add_(found[1])
+            of_value[:, :, start:stop].add_(found[2])
+    return of_query, of_key, of_value
 
 
 # --- anything: products that hold the scores of one part ---
@@ -177,7 +237,7 @@ def _packed(row: Tensor, start: int, end: int) -> Tensor:
     return row[:, start:end].transpose(0, 1)
 
 
-def _cuda_forward(query: Tensor, key: Tensor, value: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+def _cuda_forward(query: Tensor, part: Part, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     ends = _cuda_arguments(part, query.device)
     kernel: Callable[..., Any] = aten._flash_attention_forward
     out, lse, *_ = kernel(
@@ -188,7 +248,7 @@ def _cuda_forward(query: Tensor, key: Tensor, value: Tensor, part: Part, scale: 
 
 
 def _cuda_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, part: Part, scale: float
+    grad: Tensor, query: Tensor, part: Part, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> Grads:
     ends = _cuda_arguments(part, query.device)
     no_dropout = [torch.zeros(shape, dtype=torch.uint64, device=query.device) for shape in ((2,), ())]

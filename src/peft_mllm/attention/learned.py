@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from peft_mllm.anatomy import Anatomy
+from peft_mllm.attention.kernels import Seen
+from peft_mllm.attention.packing import Joined, seeing
 from peft_mllm.attention.port import Port, open_port, port_of
 
 
@@ -43,6 +45,33 @@ class LearnedPrefix:
         key, value = self._table[2 * layer], self._table[2 * layer + 1]
         shape = (like.shape[0], -1, -1, -1)
         return key.to(like.dtype).expand(shape), value.to(like.dtype).expand(shape)
+
+    def seen(self, layer: int, like: Tensor, *, begin: int = 0) -> list[Seen]:
+        """The layer's keys and values for a packed row `like` (1, G, T, d), which begins somewhere in a joined one."""
+        key, value = self.keys_values(layer, like)
+        return [Seen(seeing(self.length, begin=begin, length=like.shape[2]), key[0], value[0])]
+
+
+class LearnedOfSeveral:
+    """The learned prefixes of several runs, each seen by the run's own row of a joined row.
+
+    Args:
+        prefixes: of each run; None where it has none.
+        packing: of their rows.
+    """
+
+    def __init__(self, prefixes: Sequence[LearnedPrefix | None], packing: Joined):
+        self._prefixes, self._packing = prefixes, packing
+
+    def seen(self, layer: int, like: Tensor) -> list[Seen]:
+        """The layer's keys and values for a joined row `like` (1, G, T, d)."""
+        rows = zip(self._prefixes, self._packing.begins, self._packing.rows, strict=True)
+        return [
+            learned
+            for prefix, begin, row in rows
+            if prefix is not None
+            for learned in prefix.seen(layer, like[:, :, begin : begin + row.length], begin=begin)
+        ]
 
 
 def connect_prefix(model: PeftModel, anatomy: Anatomy) -> PreTrainedModel:

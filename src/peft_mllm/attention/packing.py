@@ -14,9 +14,9 @@ so each of the three parts of the attention is of neighbouring queries and neigh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Part:
         query, key: where the first stretch begins.
         queries, keys: the lengths of the stretches.
         causal: whether a query sees only the keys up to its own place; the stretches are then of equal length.
+        again: whether an earlier part has these queries: their softmax goes on here.
     """
 
     query: int
@@ -51,6 +52,7 @@ class Part:
     queries: tuple[int, ...]
     keys: tuple[int, ...]
     causal: bool
+    again: bool = False
 
     @property
     def query_end(self) -> int:
@@ -113,9 +115,45 @@ class Packing:
         return (
             within,
             Part(begin, 0, together, self.prefixes[: len(self.branches)], causal=False),
-            Part(begin, begin, each, each, causal=True),
+            Part(begin, begin, each, each, causal=True, again=True),
         )
 
-    def seeing(self, tokens: int) -> Part:
-        """The part in which the whole row sees so many learned keys, which are no part of it."""
-        return Part(0, 0, (self.length,), (tokens,), causal=False)
+
+@dataclass(frozen=True)
+class Joined:
+    """Packed rows one after the other in one row, none of which sees another.
+
+    Attributes:
+        rows: how each is packed.
+    """
+
+    rows: tuple[Packing, ...]
+
+    @property
+    def length(self) -> int:
+        """T, tokens of all rows."""
+        return sum(row.length for row in self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest path in any row."""
+        return max(row.longest for row in self.rows)
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Where each row begins."""
+        return tuple(accumulate((row.length for row in self.rows[:-1]), initial=0))
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Which queries see which keys."""
+        return tuple(
+            replace(part, query=part.query + begin, key=part.key + begin)
+            for row, begin in zip(self.rows, self.begins, strict=True)
+            for part in row.parts
+        )
+
+
+def seeing(tokens: int, *, begin: int, length: int) -> Part:
+    """The part in which a stretch of a row sees so many learned keys, which stand by themselves."""
+    return Part(begin, 0, (length,), (tokens,), causal=False, again=True)

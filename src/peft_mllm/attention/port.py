@@ -8,7 +8,7 @@ neither the cache, nor gradient checkpointing, nor the way a model makes its pos
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_mllm.anatomy import Anatomy
 from peft_mllm.attention.cascade import cascade
+from peft_mllm.attention.kernels import Seen
 from peft_mllm.attention.masks import widen_mask
-from peft_mllm.attention.packing import Packing
+from peft_mllm.attention.packing import Joined, Packing
 from peft_mllm.errors import MethodError
 
 if TYPE_CHECKING:
-    from peft_mllm.attention.learned import LearnedPrefix
+    from peft_mllm.attention.learned import LearnedOfSeveral, LearnedPrefix
 
 PORT = "peft_mllm_"
 """In front of a backend's name: that backend, through the port."""
@@ -41,10 +42,12 @@ class Port:
         packing: of the row that is being computed; None where a mask says what sees what. It stays until the next
             forward, since a checkpointed layer is computed again in the backward pass.
         learned: keys and values in front of every layer's own.
+        of_several: those of several runs in one row.
     """
 
-    packing: Packing | None = None
+    packing: Packing | Joined | None = None
     learned: LearnedPrefix | None = None
+    of_several: LearnedOfSeveral | None = None
 
 
 NOTHING = Port()
@@ -108,21 +111,23 @@ def _attention(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         port: Port = module.__dict__.get("port") or NOTHING
-        learned = None if port.learned is None else port.learned.keys_values(module.layer_idx, key)
         if port.packing is not None and _is_packed(attention_mask, query, port.packing):
-            return _cascade(query, key, value, port.packing, learned, **kwargs), None
+            more = port.of_several or port.learned
+            seen = [] if more is None else more.seen(module.layer_idx, key)
+            return _cascade(query, key, value, port.packing, seen, **kwargs), None
         call = _backend_function(backend, module)
-        if learned is None:
+        if port.learned is None:
             return call(module, query, key, value, attention_mask, **kwargs)
-        more = learned[0].shape[2]
-        mask = widen_mask(attention_mask, more, query.shape[2], key.shape[2], backend, query.device)
+        learned = port.learned.keys_values(module.layer_idx, key)
+        width = learned[0].shape[2]
+        mask = widen_mask(attention_mask, width, query.shape[2], key.shape[2], backend, query.device)
         key, value = torch.cat([learned[0], key], dim=2), torch.cat([learned[1], value], dim=2)
         return call(module, query, key, value, mask, **kwargs)
 
     return attention
 
 
-def _is_packed(mask: Any, query: Tensor, packing: Packing) -> bool:
+def _is_packed(mask: Any, query: Tensor, packing: Packing | Joined) -> bool:
     """Whether it is the packed row that is computed, and not something that was asked of the model by itself since."""
     alone = isinstance(mask, Tensor) and mask.shape == (1, 1, 1, 1)
     return alone and query.shape[0] == 1 and query.shape[2] == packing.length
@@ -132,8 +137,8 @@ def _cascade(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    packing: Packing,
-    learned: tuple[Tensor, Tensor] | None,
+    packing: Packing | Joined,
+    learned: Sequence[Seen],
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
