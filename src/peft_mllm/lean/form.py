@@ -8,7 +8,7 @@ asked the same and must say the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,8 @@ from peft_mllm.anatomy import Anatomy
 from peft_mllm.lean.functions import MLP, Heads, Norm, gated, heads, product
 from peft_mllm.lean.kernels import Kernels, rotate
 from peft_mllm.lean.products import Products
+from peft_mllm.lean.rows import Rows
+from peft_mllm.lean.tuners import LowRank
 
 MLP_ROLES = ("gate", "up", "down")
 OUTWARD = ("o", *MLP_ROLES)
@@ -67,6 +69,13 @@ class Parts:
         """Whether its adapters act as they did when it was read: not switched off, not merged."""
         return not any(each.disable_adapters or each.merged for each in self.adapters)
 
+    @property
+    def drops(self) -> bool:
+        """Whether a function of it has dropout that acts now."""
+        products = [self.heads and self.heads.products, self.out, *(self.gated.both if self.gated else ())]
+        tuners = [tuner for each in products if each for site in each.sites for tuner in site.tuners]
+        return any(isinstance(tuner, LowRank) and tuner.drops for tuner in tuners)
+
     def counts(self, width: int) -> tuple[int, int]:
         """How many heads of all `width` ask, and how many there are of keys and of values."""
         groups: int = self.attention.num_key_value_groups
@@ -81,7 +90,8 @@ class Parts:
         fused = torch.cat([module(normed) for module in self.inward], dim=-1)
         queries, keys = self.counts(fused.shape[-1])
         query, key, value = fused.unflatten(-1, (-1, self.attention.head_dim)).split((queries, keys, keys), dim=2)
-        return tuple(each.transpose(1, 2) for each in (rotate(query, cos, sin), rotate(key, cos, sin), value))
+        turned = [rotate(each.clone(), cos, sin) for each in (query, key)]
+        return tuple(each.transpose(1, 2) for each in (*turned, value))
 
     def after(self, mixed: Tensor, x: Tensor) -> Tensor:
         """The layer's end: the attention's output (R, T, H d) and the layer's input x (R, T, D) to (R, T, D)."""
@@ -138,6 +148,33 @@ def with_functions(parts: Parts, kernels: Kernels) -> Parts:
     if between and gate_up and last:
         made = replace(made, gated=MLP(between, gate_up, last, kernels))
     return _proven(made, parts)
+
+
+def joined(plain: Parts, runs: Sequence[Parts], *, before: Rows, after: Rows) -> Parts | None:
+    """A layer that several runs share, with the tuners of all; None where not all of it is by functions in each.
+
+    Args:
+        plain: the layer without a method.
+        runs: the layer in each run's model.
+        before: whose rows are whose in its attention.
+        after: likewise after it.
+    """
+    heads = [run.heads for run in runs if run.heads is not None]
+    out = [run.out for run in runs if run.out is not None]
+    gated = [run.gated for run in runs if run.gated is not None]
+    if min(len(heads), len(out), len(gated)) < len(runs):
+        return None
+    return replace(
+        plain,
+        adapters=tuple(adapter for run in runs for adapter in run.adapters),
+        heads=replace(heads[0], products=Products.joined([each.products for each in heads], before)),
+        out=Products.joined(out, after),
+        gated=replace(
+            gated[0],
+            gate_up=Products.joined([each.gate_up for each in gated], after),
+            down=Products.joined([each.down for each in gated], after),
+        ),
+    )
 
 
 def _norm(module: nn.Module) -> Norm | None:

@@ -66,6 +66,11 @@ class MLP:
     down: Products
     kernels: Kernels
 
+    @property
+    def both(self) -> tuple[Products, Products]:
+        """Its products."""
+        return self.gate_up, self.down
+
 
 def compute_type(x: Tensor, weight: Tensor) -> torch.dtype:
     """In which products are computed: autocast's, or the weights' own."""
@@ -99,8 +104,7 @@ class _Heads(Function):
         normed = of.kernels.rms_norm(rows, of.norm.weight, of.norm.eps).to(dtype)
         fused, kept = of.products.forward(normed)
         heads = fused.view(*x.shape[:2], -1, of.width)  # (R, T, H + 2 K, d)
-        turned = heads[:, :, : of.queries + of.keys]
-        turned.copy_(of.kernels.rotate(turned, cos, sin))
+        of.kernels.rotate(heads[:, :, : of.queries + of.keys], cos, sin)
         ctx.of, ctx.dtype = of, dtype
         ctx.save_for_backward(x, cos, sin, *kept)
         return tuple(part.transpose(1, 2) for part in heads.split((of.queries, of.keys, of.keys), dim=2))
@@ -112,8 +116,7 @@ class _Heads(Function):
         x, cos, sin, *kept = ctx.saved_tensors
         rows = x.flatten(0, 1)
         grad = torch.cat([each.transpose(1, 2) for each in grads], dim=2)  # (R, T, H + 2 K, d)
-        turned = grad[:, :, : of.queries + of.keys]
-        turned.copy_(of.kernels.rotate_back(turned, cos, sin))
+        of.kernels.rotate_back(grad[:, :, : of.queries + of.keys], cos, sin)
         normed = _normed(of.kernels, rows, of.norm, ctx.dtype, of.products)
         grad_normed, of_parameters = of.products.backward(
             grad.flatten(0, 1).flatten(1), normed, kept, wanted=ctx.needs_input_grad[0]
@@ -140,11 +143,12 @@ class _MLP(Function):
         x, gate_up, *kept = ctx.saved_tensors
         rows = x.flatten(0, 1)
         product = of.kernels.silu_product(gate_up) if of.down.reads_input else None
-        grad_product, of_down = of.down.backward(grad.flatten(0, 1), product, kept[:3], wanted=True)
+        grad_product, of_down = of.down.backward(grad.flatten(0, 1), product, kept[: of.down.keeps], wanted=True)
         grad_gate_up = of.kernels.silu_product_back(grad_product, gate_up)
         del product, grad_product  # a backward pass holds most right here
         normed = _normed(of.kernels, rows, of.norm, ctx.dtype, of.gate_up)
-        grad_normed, of_gate_up = of.gate_up.backward(grad_gate_up, normed, kept[3:], wanted=ctx.needs_input_grad[0])
+        kept = kept[of.down.keeps :]
+        grad_normed, of_gate_up = of.gate_up.backward(grad_gate_up, normed, kept, wanted=ctx.needs_input_grad[0])
         return _through_norm(of.kernels, grad_normed, x, of.norm), None, *of_gate_up, *of_down
 
 

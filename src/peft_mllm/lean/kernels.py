@@ -1,4 +1,4 @@
-"""The elementwise work of a decoder's layer, forward and backward: pure functions, in float32 inside.
+"""The elementwise work of a decoder's layer, forward and backward, in float32 inside.
 
 They are all that `torch.compile` has to fuse; what is between them are matrix products and attention.
 """
@@ -18,7 +18,8 @@ from peft_mllm.errors import SpecError
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The norm x / rms(x) * w of rows (N, D), in the type that the product of both has."""
     exact = _exact(x)
-    return (exact * _inverse_rms(exact, eps)).to(x.dtype) * weight
+    normed = (exact * _inverse_rms(exact, eps)).to(x.dtype)
+    return normed.mul_(weight) if weight.dtype == x.dtype else normed * weight
 
 
 def rms_norm_back(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -46,17 +47,17 @@ def silu_product_back(grad: Tensor, gate_up: Tensor) -> Tensor:
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn heads (R, T, H, d) by angles (R or 1, T, 1, d); the pairs are (i, i + d / 2)."""
-    exact = _exact(states)
-    result = exact * cos
-    (a, b), (sin_a, sin_b), half = exact.chunk(2, dim=-1), sin.chunk(2, dim=-1), sin.shape[-1] // 2
-    result[..., :half].sub_(b * sin_a)  # rounded as the models round it: no addcmul
-    result[..., half:].add_(a * sin_b)
-    return result.to(states.dtype)
+    """Turn heads (R, T, H, d) in place by angles (R or 1, T, 1, d); the pairs are (i, i + d / 2)."""
+    exact, half = _exact(states), sin.shape[-1] // 2
+    a, b = exact[..., :half], exact[..., half:]
+    of_a, of_b = a * sin[..., half:], b * sin[..., :half]
+    a.mul_(cos[..., :half]).sub_(of_b)  # rounded as the models round it: no addcmul
+    b.mul_(cos[..., half:]).add_(of_a)
+    return states if exact is states else states.copy_(exact)
 
 
 def rotate_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The gradient of what `rotate` turned: it is turned the other way."""
+    """The gradient of what `rotate` turned, in place: it is turned the other way."""
     return rotate(grad, cos, -sin.roll(sin.shape[-1] // 2, dims=-1))
 
 

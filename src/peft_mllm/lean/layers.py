@@ -7,8 +7,8 @@ modules do. The last layer goes on with the answers' tokens alone after its atte
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -78,13 +78,20 @@ class Lean:
             self.on = True
 
 
-def install(base: PreTrainedModel, anatomy: Anatomy, levers: Levers | None = None) -> Lean:
+def install(
+    base: PreTrainedModel,
+    anatomy: Anatomy,
+    levers: Levers | None = None,
+    *,
+    whole: Callable[[nn.Module], AbstractContextManager[None]] | None = None,
+) -> Lean:
     """Compute a model's decoder leanly from now on, as far as its layers are understood.
 
     Args:
         base: the model, with a method's layers in it.
         anatomy: of its family.
         levers: what is used; all but compiling where left out.
+        whole: a context in which a layer's weights are whole, where they lie in pieces.
 
     Raises:
         SpecError: `compiled` is asked for, and there is no compiler here.
@@ -92,14 +99,21 @@ def install(base: PreTrainedModel, anatomy: Anatomy, levers: Levers | None = Non
     remove(base, anatomy)
     levers = levers or Levers()
     kernels = Kernels.compiled() if levers.compiled else Kernels()
-    lean, layers = Lean(), list(base.get_submodule(anatomy.layers).children())
-    for layer in layers:
+    known = []
+    for layer in layers_of(base, anatomy):
         parts = read(layer, anatomy)
+        with whole(layer) if whole else nullcontext():
+            known.append(with_functions(parts, kernels) if parts and levers.functions else parts)
+    return put_on(base, anatomy, known, trim=levers.trim)
+
+
+def put_on(base: PreTrainedModel, anatomy: Anatomy, known: Sequence[Parts | None], *, trim: bool) -> Lean:
+    """Let a decoder's layers compute by these parts; one without stays as it is."""
+    lean, layers = Lean(), layers_of(base, anatomy)
+    for layer, parts in zip(layers, known, strict=True):
         if parts is None:
             continue
-        if levers.functions:
-            parts = with_functions(parts, kernels)
-        if levers.trim and layer is layers[-1]:
+        if trim and layer is layers[-1]:
             lean.last = layer
         lean.layers += parts.by_functions
         if parts.by_functions or layer is lean.last:
@@ -113,12 +127,27 @@ def install(base: PreTrainedModel, anatomy: Anatomy, levers: Levers | None = Non
     return lean
 
 
+def read_all(base: PreTrainedModel, anatomy: Anatomy) -> list[Parts | None]:
+    """The parts of each layer; None for one that has not the standard form."""
+    return [read(layer, anatomy) for layer in layers_of(base, anatomy)]
+
+
+def layers_of(base: PreTrainedModel, anatomy: Anatomy) -> list[nn.Module]:
+    """The decoder's layers."""
+    return list(base.get_submodule(anatomy.layers).children())
+
+
+def parts_of(base: PreTrainedModel, anatomy: Anatomy) -> list[Parts | None]:
+    """By what each layer of a model computes; None for one that is as it was."""
+    return [layer.__dict__.get("lean_parts") for layer in layers_of(base, anatomy)]
+
+
 def remove(base: PreTrainedModel, anatomy: Anatomy) -> None:
     """Take off what `install` put on."""
     lean: Lean | None = base.get_submodule(anatomy.llm).__dict__.pop("lean", None)
     if lean is not None and lean.hook is not None:
         lean.hook.remove()
-    for layer in base.get_submodule(anatomy.layers).children():
+    for layer in layers_of(base, anatomy):
         if layer.__dict__.pop("lean_parts", None) is not None:
             del layer.__dict__["lean"]
             layer.__class__ = type(layer).__mro__[1]

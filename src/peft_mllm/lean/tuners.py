@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear as LoRALinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from peft_mllm.lean.generator import generator_state, set_generator_state
 from peft_mllm.methods.bottleneck import BottleneckLayer
 
 Place = Literal["input", "output", "beside"]
@@ -95,7 +96,7 @@ class LowRank:
 
     def add(self, result: Tensor, t: Tensor) -> Kept:
         """Add the term to `result` in place; gives t Down^T (N, r), and the generator's state before dropout."""
-        state = _generator_state(t.device) if self._drops else None
+        state = generator_state(t.device) if self.drops else None
         inner = self.dropout(t) @ self.down.weight.to(t.dtype).T  # (N, r)
         result.addmm_(self._outer(inner), self.up.weight.to(t.dtype).T)
         return inner, state
@@ -109,11 +110,8 @@ class LowRank:
         """Add the term's gradient of t to `result` where one is wanted, and give those of the parameters."""
         inner, state = kept
         assert inner is not None, "add has kept it"
-        with torch.enable_grad():  # what is between is small: autograd knows every activation
-            inner = inner.detach().requires_grad_()
-            outer = self._outer(inner)
-            grad_outer = grad @ self.up.weight.to(grad.dtype)  # (N, r)
-            grad_inner, *of_scale = torch.autograd.grad(outer, (inner, *self._trained_scale), grad_outer)
+        grad_outer = grad @ self.up.weight.to(grad.dtype)  # (N, r)
+        outer, grad_inner, of_scale = self._between(inner, grad_outer)
         down = self.down.weight.to(grad.dtype)
         if state is not None:
             mask = self._mask(t, state)
@@ -122,17 +120,28 @@ class LowRank:
                 result.addcmul_(grad_inner @ down, mask)
         elif result is not None:
             result.addmm_(grad_inner, down)
-        return [grad_inner.T @ t, grad.T @ outer.detach(), *of_scale]
+        return [grad_inner.T @ t, grad.T @ outer, *of_scale]
+
+    def _between(self, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """s act(inner) (N, r), and from its gradient those of inner and of s, where s is trained."""
+        if self.activation is None and not isinstance(self.scale, tuple):
+            return inner * self.scale, grad * self.scale, []
+        with torch.enable_grad():  # it is small: autograd knows every activation
+            inner = inner.detach().requires_grad_()
+            outer = self._outer(inner)
+            grad_inner, *of_scale = torch.autograd.grad(outer, (inner, *self._trained_scale), grad)
+        return outer.detach(), grad_inner, of_scale
 
     @property
-    def _drops(self) -> bool:
+    def drops(self) -> bool:
+        """Whether its dropout acts now."""
         return isinstance(self.dropout, nn.Dropout) and self.dropout.training and self.dropout.p > 0
 
     def _mask(self, t: Tensor, state: Tensor) -> Tensor:
         """What the forward pass multiplied t by."""
         devices = [t.device] if t.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.cuda.set_rng_state(state, t.device) if devices else torch.set_rng_state(state)
+            set_generator_state(state, t.device)
             return self.dropout(torch.ones_like(t))
 
     def _outer(self, inner: Tensor) -> Tensor:
@@ -141,10 +150,6 @@ class LowRank:
 
 
 Tuner = Scaling | LowRank
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def understood(module: nn.Module) -> tuple[nn.Linear, Tuner | None] | None:
