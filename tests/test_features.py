@@ -171,7 +171,7 @@ def test_what_is_kept_has_the_type_of_what_was_computed(tmp_path):
         family = made("llava")
         sight = watch(family, bf16=bf16, store=Store(tmp_path / str(bf16), limit=GB))
         loss_and_gradient(tuned_on(family, connector=False, bf16=bf16), tiny.samples(family))
-        assert {tensor.dtype for entry in sight._held.values() for tensor in entry.tensors} == {kind}
+        assert {tensor.dtype for entry in sight._held for tensor in entry.tensors} == {kind}
 
 
 def test_before_a_tuned_connector_only_what_it_reads_is_kept(tmp_path):
@@ -180,7 +180,7 @@ def test_before_a_tuned_connector_only_what_it_reads_is_kept(tmp_path):
     loss_and_gradient(
         tuned_on(family, connector=True), tiny.samples(family, [tiny.record("a", "<image>", "b", images=(1,))])
     )
-    (entry,) = sight._held.values()
+    (entry,) = sight._held
     assert [tuple(tensor.shape) for tensor in entry.tensors] == [(1, 5, 32)]  # one hidden state, of class and 4 patches
 
 
@@ -287,7 +287,11 @@ def test_a_forward_that_goes_another_way_is_found(tmp_path):
 
 
 def digest(family: Family, tmp_path: Path, **how: object) -> str:
-    sight = Sight(family, **({"connector": False, "bf16": False, "note": print} | how), store=Store(tmp_path, limit=GB))
+    sight = Sight(
+        family,
+        **({"connector": False, "bf16": False, "held": None, "note": print} | how),
+        store=Store(tmp_path, limit=GB),
+    )
     return sight._digest((tiny.Picture(1),))
 
 
@@ -492,7 +496,7 @@ def test_several_writers_do_not_disturb_one_another(tmp_path):
 
 
 def test_memory_is_bounded_and_the_disk_helps_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(sight_module, "MEMORY", 1)
+    monkeypatch.setattr("peft_mllm.features.held.MEMORY", 1)
     family = made("llava")
     sight = watch(family, store=Store(tmp_path, limit=GB))
     expected = loss_and_gradient(tuned_on(made("llava"), connector=False), tiny.samples(made("llava")))

@@ -7,7 +7,8 @@ sight.to_json()                        # {"hits": ..., "misses": ..., ...}
 
 from __future__ import annotations
 
+from peft_mllm.features.held import Held
 from peft_mllm.features.sight import Sight, watch
 from peft_mllm.features.store import Store
 
-__all__ = ["Sight", "Store", "watch"]
+__all__ = ["Held", "Sight", "Store", "watch"]

@@ -14,7 +14,6 @@ import inspect
 import json
 import random
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from peft_mllm.data.seeing import Seeing, opened
 from peft_mllm.data.trees import collate_padded
 from peft_mllm.errors import DataError
 from peft_mllm.features.entry import Entry, UnfitError, joined, tensors_of
+from peft_mllm.features.held import Held
 from peft_mllm.features.seams import AfterConnector, BeforeConnector, Seam, beside_pixels, read
 from peft_mllm.features.store import Store
 from peft_mllm.models.base import Family
@@ -39,8 +39,6 @@ from peft_mllm.record import IMAGE_MARK, ImageSource, Record, Turn
 FORMAT = 1
 PACKAGES = ("peft-mllm", "torch", "transformers", "pillow")
 """What decides the bits of features beside the model: with another version of these they are computed anew."""
-MEMORY = 256 << 20
-"""Bytes of features that are held beside those on the disk."""
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Relative difference that is rounding, by the type of the computation."""
 WORDS = ">4q"
@@ -56,6 +54,7 @@ def watch(
     connector: bool = False,
     bf16: bool = False,
     store: Store | None = None,
+    held: Held | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Sight:
     """Let a family and its model see each image once; before anything is attached to the model.
@@ -65,9 +64,10 @@ def watch(
         connector: the connector trains, so what it reads is kept, and not what it gives.
         bf16: computed in bfloat16 by autocast.
         store: where features are kept; None keeps them for the images that a batch shows more than once.
+        held: those of other models of this base, to be used and added to.
         note: told where a store was given and nothing can be kept.
     """
-    sight = Sight(family, connector=connector, bf16=bf16, store=store, note=note)
+    sight = Sight(family, connector=connector, bf16=bf16, store=store, held=held, note=note)
     family.pixels = sight  # type: ignore[method-assign]  # it is called as the method is
     return sight
 
@@ -76,18 +76,25 @@ class Sight(Seeing):
     """What a family sees; see `watch`, which makes it."""
 
     def __init__(
-        self, family: Family, *, connector: bool, bf16: bool, store: Store | None, note: Callable[[str], None]
+        self,
+        family: Family,
+        *,
+        connector: bool,
+        bf16: bool,
+        store: Store | None,
+        held: Held | None,
+        note: Callable[[str], None],
     ):
         self.family, self.connector, self.bf16, self.store, self._note = family, connector, bf16, store, note
+        self._keeps = store is not None or held is not None
+        self._held = Held() if held is None else held
         self.why_not = ""
         """Why nothing is kept; empty where it is, or nothing was asked yet."""
         self._pixels = family.pixels
         self._owner: Any = family.model.base_model
         self._seam: Seam | None = None
-        self._weights = self._fingerprint() if store else ""
+        self._weights = self._fingerprint() if self._keeps else ""
         self._said: str | None = None
-        self._held: OrderedDict[str, Entry] = OrderedDict()
-        self._bytes = 0
         self._units: dict[str, Unit] = {}
         self._shown = self._computed = 0
 
@@ -107,6 +114,10 @@ class Sight(Seeing):
             return self(opened(rows), input_ids)  # a data worker has no device to compute on
         self._units |= zip(digests, units, strict=True)
         return self._tickets(digests, [self._entry(digest) for digest in digests])
+
+    def prove(self) -> None:
+        """Find out now whether features can be kept: where weights lie in pieces, all processes must do so at once."""
+        self._is_able()
 
     def look_at(self, records: Iterable[Record]) -> None:
         """Keep the features of all images of some records now: data workers do not compute any."""
@@ -145,14 +156,10 @@ class Sight(Seeing):
 
     def _entry(self, digest: str) -> Entry:
         """From memory, from the disk, or computed."""
-        if digest in self._held:
-            self._held.move_to_end(digest)
-            return self._held[digest]
-        entry = self._found(digest) or self._made(digest)
-        self._held[digest] = entry
-        self._bytes += entry.nbytes
-        while len(self._held) > 1 and self._bytes > MEMORY:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        entry = self._held.get(digest)
+        if entry is None:
+            entry = self._found(digest) or self._made(digest)
+            self._held.put(digest, entry)
         return entry
 
     def _found(self, digest: str) -> Entry | None:
@@ -187,8 +194,8 @@ class Sight(Seeing):
     # --- whether it is right here ---
 
     def _is_wanted(self, units: Sequence[Unit]) -> bool:
-        """Without a store only for a batch that shows an image twice, and not in a data worker."""
-        if self.store:
+        """Where nothing is kept, only for a batch that shows an image twice, and not in a data worker."""
+        if self._keeps:
             return True
         keys = [tuple(image.key for image in unit) for unit in units] if len(units) > 1 else []
         return get_worker_info() is None and len(set(keys)) < len(keys)
@@ -241,7 +248,8 @@ class Sight(Seeing):
     def _prove_forward(self, units: Sequence[Unit], entries: Sequence[Entry]) -> None:
         digests = [self._digest(unit) for unit in units]
         self._units |= zip(digests, units, strict=True)
-        self._held |= zip(digests, entries, strict=True)
+        for digest, entry in zip(digests, entries, strict=True):
+            self._held.put(digest, entry)
         tickets = self._tickets(digests, entries)
         samples = [self.family.encode(_question(unit)) for unit in units]
         pad_id = self.family.tokenizer.pad_token_id or 0
@@ -256,8 +264,9 @@ class Sight(Seeing):
         ]
         _same(hidden[0], hidden[1], "hidden states")
         for digest in digests:
-            del self._units[digest], self._held[digest]
-        self._shown = 0
+            del self._units[digest]
+            self._held.drop(digest)
+        self._shown = self._computed = 0
 
     def _on_device(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = next(self.family.model.parameters()).device
