@@ -166,6 +166,61 @@ def test_sharing_an_image_changes_no_figure(family, method, monkeypatch):
     assert len({answer.losses for answer in by_tree}) > 2
 
 
+# --- the proof ---
+
+
+def all_before(segments, *, last=None):
+    """A mask by which a choice sees those beside it."""
+    return torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril().expand(len(segments), 1, -1, -1)
+
+
+def by_choice(tuned, records, **more):
+    return evaluate(
+        tuned, records, metric="exact", max_new_tokens=3, generation=GenerationSpec(choices="likelihood"), batch_size=3,
+        seed=0, world=World(), **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen_vl"])
+def test_the_proof_finds_what_is_wrong_and_plain_rows_answer(family, monkeypatch):
+    tuned = tiny.stir(tiny.tune("lora", on=tiny.family(family)))
+    plain = by_choice(replace(tuned, trees=False), RECORDS)
+    assert plain.proofs == {}
+    right = by_choice(tuned, RECORDS)
+    assert right.summary()["proofs"]["choices"]["passed"]
+    tuned.proofs.clear()
+    monkeypatch.setattr("peft_mllm.data.trees.tree_mask", all_before)
+    said = []
+    for _ in range(2):
+        found = by_choice(tuned, RECORDS, note=said.append)
+        assert found.predictions == plain.predictions == right.predictions
+        for one, other in zip(found.answers, plain.answers, strict=True):
+            assert one.losses == pytest.approx(other.losses, rel=1e-5)
+        proof = found.summary()["proofs"]["choices"]
+        assert proof["difference"] > proof["tolerance"]
+    assert len(said) == 1
+    assert "trees of choices do not give the logits of prompts one by one" in said[0]
+
+
+def test_each_kind_of_tree_is_proven_and_once(monkeypatch):
+    """The choices of a question, and those of two questions behind their image."""
+    tuned, trees = tiny.stir(tiny.tune("lora")), []
+    real = choices.collate
+    monkeypatch.setattr(choices, "collate", lambda some, **how: (trees.append(some), real(some, **how))[1])
+    text, images = [choice("t", images=())], [several("a", 0), several("b", 0), several("c", 0, images=(2,))]
+    by_choice(tuned, text)
+    assert list(tuned.proofs) == ["choices_of_text"]
+    by_choice(tuned, images)
+    assert list(tuned.proofs) == ["choices_of_text", "choices"]
+    assert all(proof.passed for proof in tuned.proofs.values())
+    assert [[len(tree.samples) for tree in some] for some in trees[:1] + trees[2:3]] == [[4], [2, 4]]
+    assert [{sample.id.split()[0] for sample in tree.samples} for tree in trees[2]] == [{"a"}, {"a", "b"}]
+    tried = len(trees)
+    by_choice(tuned, images)
+    by_choice(tuned, text)
+    assert len(trees) == tried + 2
+
+
 def test_choices_are_written_as_the_task_answers():
     assert choices_of(choice("a")) == TEXTS
     assert choices_of(choice("a", letters=True)) == ("A", "B", "C", "D")

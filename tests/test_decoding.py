@@ -15,6 +15,7 @@ from peft_mllm.data.trees import collate_padded, pack, plant
 from peft_mllm.decoding import Decoder
 from peft_mllm.errors import ModelError
 from peft_mllm.evaluation import evaluate, options
+from peft_mllm.exactness import doubt, same_logits
 from peft_mllm.models.generic.family import Generic
 from peft_mllm.spec import GenerationSpec
 from peft_mllm.world import World
@@ -253,10 +254,25 @@ def test_the_proof_finds_what_is_wrong_and_generate_answers(name, wrong, monkeyp
     monkeypatch.setattr(decoding, name, wrong)
     assert not Decoder(tuned, told(tuned)).takes(samples)
     how = {"metric": "exact", "max_new_tokens": NEW, "generation": GenerationSpec(), "batch_size": 9, "seed": 1}
-    by_generate = evaluate(replace(tuned, trees=False), RECORDS, world=World(), **how)
-    assert evaluate(tuned, RECORDS, world=World(), **how).answers == by_generate.answers
+    by_generate = evaluate(replace(tuned, trees=False, proofs={}), RECORDS, world=World(), **how)
+    assert by_generate.proofs == {}
+    tuned.proofs.clear()
+    said = []
+    for _ in range(2):
+        failed = evaluate(tuned, RECORDS, world=World(), note=said.append, **how)
+        assert failed.answers == by_generate.answers
+        proof = failed.summary()["proofs"]["decoding"]
+        assert not proof["passed"]
+        assert proof["difference"] > proof["tolerance"] > 0
+    assert len(said) == 1, "a model's failure is said once, however often it is asked"
+    assert said[0].startswith("WARNING: on this model, answers to an image's questions together")
+    assert f"differ by {proof['difference']:.1e}" in said[0]
     monkeypatch.undo()
-    assert evaluate(tuned, RECORDS, world=World(), **how).answers == by_generate.answers
+    tuned.proofs.clear()
+    passed = evaluate(tuned, RECORDS, world=World(), note=said.append, **how)
+    assert passed.answers == by_generate.answers
+    assert passed.summary()["proofs"]["decoding"]["passed"]
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("trouble", [AttributeError("no such cache"), RuntimeError("sizes"), torch.OutOfMemoryError()])
@@ -272,13 +288,29 @@ def test_a_model_whose_cache_is_another_is_asked_by_generate(trouble, monkeypatc
             Decoder(tuned, told(tuned)).takes(prompts(tuned))
     else:
         assert not Decoder(tuned, told(tuned)).takes(prompts(tuned))
+        assert f"cannot be computed: {type(trouble).__name__}: {trouble}." in doubt(
+            "decoding", tuned.proofs["decoding"]
+        )
+
+
+def test_logits_that_are_not_finite_prove_nothing():
+    tuned = tuned_on("llava")
+    plain = tiny.padded(tuned.family, tiny.samples(tuned.family))
+    with torch.no_grad():
+        logits = tuned.answer_logits(plain)
+    assert same_logits(tuned, logits + 3, plain).passed, "a constant changes no probability"
+    assert same_logits(tuned, logits * torch.nan, plain).why == "there its logits are not finite"
+    assert not same_logits(tuned, logits * torch.nan, plain).passed
+    next(iter(tuned.decoder.parameters())).data.fill_(torch.nan)
+    proof = same_logits(tuned, logits, plain)
+    assert (proof.passed, proof.why) == (False, "its logits are not finite")
 
 
 def test_it_is_proven_once(monkeypatch):
     tuned = tuned_on("llava")
     samples, proofs = prompts(tuned), []
-    real = decoding._is_exact
-    monkeypatch.setattr(decoding, "_is_exact", lambda *args: (proofs.append(1), real(*args))[1])
+    real = decoding._prove
+    monkeypatch.setattr(decoding, "_prove", lambda *args: (proofs.append(1), real(*args))[1])
     decoder = Decoder(tuned, told(tuned))
     assert decoder.takes(samples)
     assert decoder.takes(samples[:2])

@@ -8,7 +8,8 @@ With l_1 .. l_n the cross-entropies of a choice's n tokens after the question (t
 
 The choices are written as the task writes its answers: letters where the reference is a letter, else texts. The
 choices of one question share it as the prefix of a tree, so the question and its image are computed once. Where that
-costs less, the questions of one image share the image instead, each with each of its choices being a branch.
+costs less, the questions of one image share the image instead, each with each of its choices being a branch. Before a
+model's first answers a tree of each kind is held against plain rows, once.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ import torch
 from peft_mllm.answers import Answer
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.data.trees import Batch, Tree, collate, collate_padded
+from peft_mllm.exactness import same_logits, tried
+from peft_mllm.proof import Proof
 from peft_mllm.record import Record, Turn
 from peft_mllm.tuned import Tuned
+
+PROOF, OF_TEXT = "choices", "choices_of_text"
+"""Their names among a model's proofs; the second is of questions without images, until some with images come."""
+PROVEN = 4
+"""Branches of a tree that are compared, at most."""
 
 RULES: Mapping[str, str] = MappingProxyType(
     {
@@ -106,18 +114,23 @@ def trees_of(asked: Sequence[Sequence[Sample]], width: int) -> list[Tree]:
         asked: each question with each of its choices.
         width: of the decoder's hidden states.
     """
+    apart = [tree_of(samples) for samples in asked]
+    merged: list[Tree] = []
+    for group in _by_image(asked):
+        each = [tree_of(samples) for samples in group]
+        one = tree_of([sample for samples in group for sample in samples])
+        merged += [one] if _covers(one) and _cost([one], width) < _cost(each, width) else each
+    return min(apart, merged, key=lambda trees: _cost(trees, width))
+
+
+def _by_image(asked: Sequence[Sequence[Sample]]) -> list[list[Sequence[Sample]]]:
+    """Questions that have image and all before it in common; one without an image is by itself."""
     groups: dict[object, list[Sequence[Sample]]] = {}
     for i, samples in enumerate(asked):
         first = samples[0]
         key = tuple(image.key for image in first.images) if first.images else i
         groups.setdefault((key, first.ids[: first.image_end]), []).append(samples)
-    apart = [tree_of(samples) for samples in asked]
-    merged: list[Tree] = []
-    for group in groups.values():
-        each = [tree_of(samples) for samples in group]
-        one = tree_of([sample for samples in group for sample in samples])
-        merged += [one] if _covers(one) and _cost([one], width) < _cost(each, width) else each
-    return min(apart, merged, key=lambda trees: _cost(trees, width))
+    return list(groups.values())
 
 
 def _cost(trees: Sequence[Tree], width: int) -> float:
@@ -140,7 +153,8 @@ def _losses(tuned: Tuned, asked: Sequence[Sequence[Sample]], *, rows: int, pad_i
     pixels, reach = tuned.family.pixels, tuned.family.reach
     alone = [sample for samples in asked for sample in samples]
     near = reach is None or all(len(sample.ids) <= reach for sample in alone)
-    if tuned.trees and near and all(_covers(tree_of(samples)) for samples in asked):
+    fit = tuned.trees and near and all(_covers(tree_of(samples)) for samples in asked)
+    if fit and _is_exact(tuned, asked, pad_id):
         trees = trees_of(asked, tuned.decoder.config.get_text_config().hidden_size)
         sums = _sums(tuned, collate(trees, pixels=pixels, pad_id=pad_id))
         planted = [sample for tree in trees for sample in tree.samples]
@@ -149,6 +163,28 @@ def _losses(tuned: Tuned, asked: Sequence[Sequence[Sample]], *, rows: int, pad_i
     together = [alone[i : i + rows] for i in range(0, len(alone), rows)]
     batches = (collate_padded(some, pixels=pixels, pad_id=pad_id) for some in together)
     return [loss for batch in batches for loss in _sums(tuned, batch)]
+
+
+def _is_exact(tuned: Tuned, asked: Sequence[Sequence[Sample]], pad_id: int) -> bool:
+    """Whether trees do on this model; before it is known, they are tried."""
+    proofs = tuned.proofs
+    name = PROOF if PROOF in proofs or any(samples[0].images for samples in asked) else OF_TEXT
+    if name not in proofs:
+        proofs[name] = tried(lambda: _prove(tuned, asked, pad_id))
+    return proofs[name].passed
+
+
+def _prove(tuned: Tuned, asked: Sequence[Sequence[Sample]], pad_id: int) -> Proof:
+    """Hold the choices of a question, and of two about one image where there are such, against plain rows."""
+    group = max(_by_image(asked), key=lambda group: (bool(group[0][0].images), len(group)))
+    trees = [tree_of(group[0][:PROVEN])]
+    several = tree_of([sample for samples in group[:2] for sample in samples[: PROVEN // 2]])
+    if len(group) > 1 and _covers(several):
+        trees.append(several)
+    pixels = tuned.family.pixels
+    plain = collate_padded([sample for tree in trees for sample in tree.samples], pixels=pixels, pad_id=pad_id)
+    found = tuned.answer_logits(collate(trees, pixels=pixels, pad_id=pad_id).to(tuned.device))
+    return same_logits(tuned, found, plain.to(tuned.device))
 
 
 def _sums(tuned: Tuned, batch: Batch) -> list[float]:

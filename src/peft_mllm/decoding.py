@@ -26,6 +26,8 @@ from peft_mllm.attention import PADDING, PREFIX, additive, backend_of, tree_mask
 from peft_mllm.data.encode import IGNORED, Sample
 from peft_mllm.data.seeing import arguments_of
 from peft_mllm.data.trees import Tree, collate_padded, plant, positions_of
+from peft_mllm.exactness import same_logits, tried
+from peft_mllm.proof import Proof
 from peft_mllm.tuned import Tuned
 
 PROOF = "decoding"
@@ -34,10 +36,6 @@ ABREAST = 8
 """Questions of a row, at most: each computes its scores against the columns of the others, only to mask them."""
 LEAVE = 0.75
 """Rows leave the cache once no more than this share of them has open questions; leaving copies what stays."""
-TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType({torch.float32: 1e-5})
-"""Relative difference of logits that is rounding, by the type of the computation."""
-COARSE = 5e-2
-"""The same for types of half the width."""
 UNDERSTOOD = {"do_sample", "num_beams", "max_new_tokens", "eos_token_id", "pad_token_id", "temperature", "top_p"}
 """Options of transformers' generate that are known here."""
 NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
@@ -118,18 +116,10 @@ class Decoder:
             return False
         if not any(tree.branched for tree in plant(samples, share=True)):
             return False
-        proofs = self._tuned.proofs
-        if PROOF not in proofs:
-            proofs[PROOF] = self._is_exact(samples, self._rules)
-        return proofs[PROOF]
-
-    def _is_exact(self, samples: Sequence[Sample], rules: Rules) -> bool:
-        try:
-            return _is_exact(self._tuned, samples, rules)
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            return False  # a cache of another kind, or none: transformers' generate knows how
+        proofs, rules = self._tuned.proofs, self._rules
+        if PROOF not in proofs:  # a cache may be of another kind, or none: transformers' generate knows how
+            proofs[PROOF] = tried(lambda: _prove(self._tuned, samples, rules))
+        return proofs[PROOF].passed
 
     def answer(self, samples: Sequence[Sample]) -> list[list[int]]:
         """The new tokens of each prompt, with what ends them."""
@@ -325,10 +315,10 @@ def _ends(pieces: Sequence[_Piece]) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def _is_exact(tuned: Tuned, samples: Sequence[Sample], rules: Rules) -> bool:
-    """Whether two prompts of an image have the logits of plain rows, for which the model counts positions itself.
+def _prove(tuned: Tuned, samples: Sequence[Sample], rules: Rules) -> Proof:
+    """Hold two prompts of an image against plain rows, for which the model counts positions itself.
 
-    Those of their first two tokens; by then prefix, questions and cache have all been used.
+    The logits of their first two tokens are compared; by then prefix, questions and cache have all been used.
     """
     trees = [tree for tree in plant(samples, share=True) if tree.branched]
     chosen = max(((tree.samples[0], other) for tree in trees for other in tree.samples[1:]), key=_difference)
@@ -336,10 +326,7 @@ def _is_exact(tuned: Tuned, samples: Sequence[Sample], rules: Rules) -> bool:
     found = torch.stack([grove.ask(), grove.go_on()], dim=1).flatten(0, 1)  # (2 prompts * 2 tokens, V)
     answered = [_answered(branch.sample, branch.said) for branch in grove.branches]
     batch = collate_padded(answered, pixels=tuned.family.pixels, pad_id=rules.pad_id).to(tuned.device)
-    expected = tuned.answer_logits(batch).float()
-    expected, found = (each - each.mean(dim=-1, keepdim=True) for each in (expected, found))
-    kind = torch.bfloat16 if tuned.bf16 else tuned.base.dtype
-    return bool((found - expected).norm() <= TOLERANCE.get(kind, COARSE) * expected.norm())
+    return same_logits(tuned, found, batch)
 
 
 def _difference(pair: tuple[Sample, Sample]) -> int:

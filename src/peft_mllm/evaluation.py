@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from peft_mllm.data.encode import Sample
 from peft_mllm.data.trees import collate_padded
 from peft_mllm.decoding import Decoder
 from peft_mllm.errors import RESUME, Interrupted
+from peft_mllm.exactness import doubt
 from peft_mllm.metrics import Scores, metric_named
 from peft_mllm.prompts import Prompt, prompt_of, together
+from peft_mllm.proof import Proof
 from peft_mllm.record import IMAGE_MARK, Record
 from peft_mllm.seeds import derive
 from peft_mllm.spec import GenerationSpec
 from peft_mllm.tuned import Tuned
-from peft_mllm.vision_once import vision_once
 from peft_mllm.world import World
 
 
@@ -45,6 +46,7 @@ class Evaluation:
         keys: the hash of each question under the conditions.
         prompts: what the model read.
         records: what was asked.
+        proofs: what quicker ways to answer were held against the plain one, by name, on this model so far.
         resumed: how many answers were on the disk before.
         seconds: of asking the others.
     """
@@ -58,6 +60,7 @@ class Evaluation:
     keys: tuple[str, ...]
     prompts: Sequence[Prompt]
     records: Sequence[Record]
+    proofs: Mapping[str, Proof]
     resumed: int
     seconds: float
 
@@ -98,6 +101,7 @@ class Evaluation:
             "prompt_tokens": sum(prompt.length for prompt in self.prompts),
             "new_tokens": sum(answer.tokens for answer in self.answers),
             "conditions": dict(self.conditions),
+            "proofs": {name: asdict(proof) | {"passed": proof.passed} for name, proof in self.proofs.items()},
             "resumed": self.resumed,
             "seconds": self.seconds,
         }
@@ -116,6 +120,7 @@ def evaluate(
     identity: str = "",
     path: Path | None = None,
     report: Callable[[int], None] = lambda asked: None,
+    note: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Ask a model every question and score its answers.
@@ -132,6 +137,7 @@ def evaluate(
         identity: a fingerprint of the model with its adapter.
         path: where answers are kept as they come, and those of an earlier call are found.
         report: called with the number of questions just answered.
+        note: told, once for a model, why a quicker way to answer is not used.
         stop: polled between batches.
 
     Raises:
@@ -154,12 +160,17 @@ def evaluate(
     report(resumed)
     if missing:
         file.begin({keys[i]: answer for i, answer in answers.items()})
+    proven = dict(tuned.proofs)
     # every process makes the same number of rounds, because after each all of them share their answers
     for start in range(0, len(missing), world.size):
         if world.any(stop()):
             raise Interrupted(f"Stopped while evaluating: {RESUME}")
         mine = missing[start + world.rank] if start + world.rank < len(missing) else []
-        new = world.gather(list(zip(mine, asker.ask(mine, batch_size), strict=True)))
+        with tuned.in_step():
+            asked = list(zip(mine, asker.ask(mine, batch_size), strict=True))
+        told = world.gather([(asked, dict(tuned.proofs))])
+        new = [each for some, _ in told for each in some]
+        _agree(tuned, [proofs for _, proofs in told], before=proven, note=note)
         file.append([(keys[i], answer) for i, answer in new])
         answers |= dict(new)
         report(len(new))
@@ -175,9 +186,22 @@ def evaluate(
         keys=tuple(keys),
         prompts=prompts,
         records=records,
+        proofs=dict(tuned.proofs),
         resumed=resumed,
         seconds=time.monotonic() - began,
     )
+
+
+def _agree(
+    tuned: Tuned, told: Sequence[Mapping[str, Proof]], *, before: dict[str, Proof], note: Callable[[str], None]
+) -> None:
+    """Let all processes hold the proofs of all, those that failed before others; what is new of these is noted."""
+    for name, proof in ((name, proof) for proofs in told for name, proof in proofs.items()):
+        if name in before and (proof.passed or not before[name].passed):
+            continue
+        tuned.proofs[name] = before[name] = proof
+        if not proof.passed:
+            note(doubt(name, proof))
 
 
 class Asker:
@@ -263,8 +287,7 @@ def _generate(tuned: Tuned, samples: Sequence[Sample], told: Mapping[str, object
     pad = told["pad_token_id"]
     assert isinstance(pad, int)
     batch = collate_padded(samples, pixels=tuned.family.pixels, pad_id=pad, left=True).to(tuned.device)
-    with vision_once(tuned, [[image.key for image in sample.images] for sample in samples]):
-        said: list[list[int]] = tuned.generate(batch, **told).tolist()
+    said: list[list[int]] = tuned.generate(batch, **told).tolist()
     return said
 
 

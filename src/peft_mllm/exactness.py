@@ -1,11 +1,14 @@
-"""The self-check: on the model and data in hand, trees give the losses and gradients of samples one by one."""
+"""The self-check: on the model and data in hand, trees give the losses and gradients of samples one by one.
+
+Likewise the logits of answers that are found in a quicker way (decoding.py, choices.py).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +20,18 @@ from peft_mllm.data.supply import Layout, Supply
 from peft_mllm.data.trees import Batch, collate_padded, plant
 from peft_mllm.errors import MethodError
 from peft_mllm.lean import Levers, install, remove
+from peft_mllm.pieces import held, in_pieces
+from peft_mllm.proof import Proof
 from peft_mllm.record import Record
 from peft_mllm.spec import Spec
 from peft_mllm.tuned import Tuned
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Relative difference of gradients that is rounding, by the type of the computation."""
+OF_LOGITS = {torch.float32: 1e-5}
+"""Of logits, likewise."""
+COARSE = 5e-2
+"""The same for types of half the width."""
 ROUNDINGS = 4
 """A difference is rounding too where one rounding of the embeddings moves the plain gradient by a fourth of it."""
 LOOKED_AT = 64
@@ -37,6 +46,20 @@ NOT_LEAN = (
     "WARNING: on this model, lean layers do not give the gradients of its own: they differ by {gradient:.1e}, where "
     "{tolerance:.0e} is rounding. They are not used in this run, which is right but takes memory. Please report this."
 )
+NOT_TOGETHER = (
+    "WARNING: on this model, {what} do not give the logits of prompts one by one: they differ by {difference:.1e}, "
+    "where {tolerance:.0e} is rounding. Answers are found one by one instead, which is right but slower. Please report "
+    "this."
+)
+NOT_POSSIBLE = (
+    "WARNING: on this model, {what} cannot be computed: {why}. Answers are found one by one instead, which is right "
+    "but slower."
+)
+ANSWERED = {
+    "decoding": "answers to an image's questions together",
+    "choices": "trees of choices",
+    "choices_of_text": "trees of choices without an image",
+}
 IN_WORDS = {"packed": "trees packed in one row", "rows": "samples that share an image's prefix"}
 
 
@@ -138,7 +161,8 @@ def lean_where_exact(
         note: told why they are not.
     """
     batch = supply.lay(plant(samples, share=supply.share and supply.layout != "padded"))
-    lean = install(tuned.base, tuned.family.anatomy, levers)
+    together = tuned.shards.put_together if tuned.shards else None
+    lean = install(tuned.base, tuned.family.anatomy, levers, whole=together)
     if not lean.used:
         return None
     tuned.model.eval()
@@ -151,17 +175,62 @@ def lean_where_exact(
     return check
 
 
+@torch.no_grad()
+def same_logits(tuned: Tuned, found: Tensor, plain: Batch) -> Proof:
+    """Compare logits of answer tokens with those of plain rows; a constant added to all of a token's is nothing.
+
+    Args:
+        tuned: the model.
+        found: (A, V).
+        plain: the same answers, a sample in each row.
+    """
+    kind = torch.bfloat16 if tuned.bf16 else tuned.base.dtype
+    tolerance = OF_LOGITS.get(kind, COARSE)
+    expected, found = _centred(tuned.answer_logits(plain)), _centred(found)
+    if not expected.isfinite().all():
+        return Proof(None, tolerance, "its logits are not finite")
+    off = _relative(found, expected)
+    if off > tolerance:
+        with _one_rounding(tuned):
+            tolerance = max(tolerance, ROUNDINGS * _relative(_centred(tuned.answer_logits(plain)), expected))
+    if not math.isfinite(off):
+        return Proof(None, tolerance, "there its logits are not finite")
+    return Proof(off, tolerance)
+
+
+def tried(prove: Callable[[], Proof]) -> Proof:
+    """A proof; that of a model which cannot be asked in this way says why."""
+    try:
+        return prove()
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        return Proof(None, 0.0, f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0].rstrip('.')}")
+
+
+def doubt(name: str, proof: Proof) -> str:
+    """What is said of a proof that failed."""
+    said = NOT_POSSIBLE if proof.difference is None else NOT_TOGETHER
+    return said.format(what=ANSWERED[name], **asdict(proof))
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits.float() - logits.float().mean(dim=-1, keepdim=True)
+
+
 def _compared(found: tuple[float, Tensor], tuned: Tuned, plain: Sequence[Batch], **counted: int) -> SelfCheck | None:
     """A loss and gradient beside those of the plain computation; None where that is not finite."""
     loss, gradient = found
     plain_loss, plain_gradient = _loss_and_gradient(tuned, plain)
-    if not (math.isfinite(plain_loss) and plain_gradient.isfinite().all()):
+    most = tuned.shards.most if tuned.shards else float  # each process may hold other pieces of a gradient
+    if most(not (math.isfinite(plain_loss) and plain_gradient.isfinite().all())):
         return None
-    off, tolerance = _relative(gradient, plain_gradient), TOLERANCE[torch.bfloat16 if tuned.bf16 else torch.float32]
+    off = most(_relative(gradient, plain_gradient))
+    tolerance = TOLERANCE[torch.bfloat16 if tuned.bf16 else torch.float32]
     if off > tolerance:  # there are weights that make more of a rounding, however they are computed
         with _one_rounding(tuned):
             _, moved = _loss_and_gradient(tuned, plain)
-        tolerance = max(tolerance, ROUNDINGS * _relative(moved, plain_gradient))
+        tolerance = max(tolerance, ROUNDINGS * most(_relative(moved, plain_gradient)))
     return SelfCheck(loss=abs(loss - plain_loss) / abs(plain_loss), gradient=off, tolerance=tolerance, **counted)
 
 
@@ -189,11 +258,22 @@ def _loss_and_gradient(tuned: Tuned, batches: Sequence[Batch]) -> tuple[float, T
     """The mean loss over all answer tokens and its gradient, one batch in memory at a time."""
     parameters = list(tuned.trainable().values())
     answers = sum(batch.answer_tokens for batch in batches)
-    total, gradient = 0.0, torch.zeros(sum(p.numel() for p in parameters), device=tuned.device)
+    total, gradient = 0.0, torch.zeros(sum(held(p).numel() for p in parameters), device=tuned.device)
     for batch in batches:
         loss = tuned.answer_losses(batch.to(tuned.device)).sum() / answers
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        gradient += torch.cat([each.flatten() for each in flat])
+        gradient += torch.cat([each.flatten() for each in _gradients(loss, parameters)])
         total += loss.item()
     return total, gradient
+
+
+def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """As much of each gradient as this process holds of the parameter; of one in pieces, times the processes."""
+    found: Sequence[Tensor | None]
+    if not any(map(in_pieces, parameters)):
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    else:  # a forward computes with other tensors than the pieces, which are given their gradient in the end
+        loss.backward()
+        found = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+    return [torch.zeros_like(held(p)) if g is None else held(g) for p, g in zip(parameters, found, strict=True)]

@@ -58,6 +58,7 @@ def score(
             identity=identity,
             path=path if identity else None,
             report=bar.advance,
+            note=screen.note,
             stop=stop,
         )
     summary: dict[str, Any] = {"split": asked.split, **outcome.summary(), "predictions": None}
