@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -16,7 +17,7 @@ import pytest
 from peft_mllm.errors import DataError, SpecError
 from peft_mllm.study import sources
 from peft_mllm.study.advise import Limits, advise, same_model, same_task
-from peft_mllm.study.advising import all_beyond, exclusions, sentences, what_is_missing
+from peft_mllm.study.advising import all_beyond, brief, exclusions, sentences, what_is_missing
 from peft_mllm.study.definition import load_study
 from peft_mllm.study.evidence import SHIPPED, Evidence, read_evidence, write_evidence
 from peft_mllm.study.inference.differences import paired_differences
@@ -311,11 +312,21 @@ def test_what_is_shipped_and_here_counts_once(tmp_path, monkeypatch):
 # --- the study that would give it ---
 
 
+ASKED_OF = ["embedded", "tiny:llava", "Qwen/Qwen-VL-Chat", "liuhaotian/llava-v1.5-7b", "some/other"]
+
+
+def _is_often(model, task, smaller):
+    """Each model, each task and both sizes, but not each with each."""
+    return not smaller and (model == "some/other" or task in ("scenes_next", "scienceqa"))
+
+
 @pytest.mark.parametrize(
-    "model", ["embedded", "tiny:llava", "Qwen/Qwen-VL-Chat", "liuhaotian/llava-v1.5-7b", "some/other"]
+    ("model", "task", "smaller"),
+    [
+        pytest.param(*each, marks=[pytest.mark.slow] * (not _is_often(*each) and each[1:] != ("vizwiz", True)))
+        for each in itertools.product(ASKED_OF, TASKS, (False, True))
+    ],
 )
-@pytest.mark.parametrize("task", list(TASKS))
-@pytest.mark.parametrize("smaller", [False, True])
 def test_the_study_can_be_planned(model, task, smaller):
     found = suggestion(model, task, smaller=smaller)
     words = shlex.split(found.command("plan"))
@@ -353,13 +364,35 @@ def test_a_limit_that_is_nearly_kept_is_said_with_the_digits_that_show_it(eviden
 
 def test_what_is_measured_and_beyond_a_limit_is_said_before_what_is_not_measured(evidence):
     assert all_beyond(ask(evidence)) == ""
-    nothing_lost = replace(evidence, lines=tuple(replace(line, forgotten=None) for line in evidence.lines), place="b")
-    advice = advise([evidence, nothing_lost], "embedded", "scenes_next", Limits(forgotten=-100.0))
+    lines = tuple(
+        replace(line, figures={k: v for k, v in line.figures.items() if k != "memory"}) for line in evidence.lines
+    )
+    advice = advise([evidence, replace(evidence, lines=lines, place="b")], "embedded", "scenes_next", Limits(memory=1))
     assert advice.verdict.evidence.place == "b"
     assert all_beyond(advice).startswith(
         "Of embedded on scenes_next, all 5 candidates whose limited figures are known are"
     )
-    assert all_beyond(advise([evidence], "embedded", "scenes_next", Limits(forgotten=-100.0))) == ""
+    assert all_beyond(advise([evidence], "embedded", "scenes_next", Limits(memory=1))) == ""
+
+
+def test_a_study_that_did_not_measure_what_is_forgotten_answers_no_limit_on_it(evidence):
+    """Others do, be they weaker; with one candidate measured, the study itself does."""
+    lines = tuple(replace(line, forgotten=None) for line in evidence.lines)
+    without = replace(evidence, lines=lines, place="without")
+    larger = replace(without, choices=tuple(replace(each, questions=10**6) for each in without.choices))
+    assert advise([evidence, larger], "embedded", "scenes_next", Limits()).verdict.evidence.place == "without"
+    advice = advise([evidence, larger], "embedded", "scenes_next", Limits(forgotten=100.0))
+    assert advice.verdict.evidence.place == evidence.place
+    (other,) = (each for each in advice.others if each.evidence.place == "without")
+    assert "What is forgotten was not measured there" in brief(other)
+    alone = advise([larger], "embedded", "scenes_next", Limits(forgotten=100.0))
+    assert alone.verdict is None
+    assert what_is_missing(alone) == "Evidence is missing: what is forgotten was not measured in without."
+    lines = tuple(
+        each if each.factors["method"] == "lora" else replace(each, forgotten=None) for each in evidence.lines
+    )
+    partly = replace(larger, lines=lines)
+    assert advise([partly], "embedded", "scenes_next", Limits(forgotten=100.0)).verdict is not None
 
 
 # --- the verb ---

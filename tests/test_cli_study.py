@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 from peft_mllm.cli import app
 from peft_mllm.errors import ModelError, SpecError
+from peft_mllm.memory import asked
+from peft_mllm.spec import Spec, SpeedSpec
 from peft_mllm.study.definition import load_study
+from peft_mllm.study.estimate import forecast
 from peft_mllm.study.running import made_otherwise, open_study
 from small_study import FAIR
 from synthetic_study import write_study
@@ -33,12 +36,29 @@ def say(*arguments: Any) -> str:
     return done.stdout
 
 
-def test_a_plan_counts_the_runs_and_says_what_they_cost(file: Path) -> None:
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
+    """The specs whose memory is planned; a made-up figure stands for the seconds that it takes to follow a model."""
+    specs: list[Spec] = []
+
+    def peak_of(spec: Spec, bare: Any, records: Any) -> int:
+        specs.append(spec)
+        return 2**20 * len(specs)
+
+    monkeypatch.setattr(asked, "peak_of", peak_of)
+    return specs
+
+
+def test_a_plan_counts_the_runs_and_says_what_they_cost(file: Path, followed: list[Spec]) -> None:
     shown = " ".join(say("study", "plan", file).split())
     assert "50 of 50 runs to do" in shown
     assert "Time is a rough guess" in shown
+    followed.clear()
     planned = json.loads(say("study", "plan", file, "--json"))
     assert len(planned["runs"]) == 50
+    kinds = {(spec.method.name, spec.connector) for spec in followed}
+    assert len(followed) == len(kinds) == 7, "memory is planned once for each kind of run"
+    assert {run["memory"] for run in planned["runs"]} == {2**20 * n for n in range(1, 8)}
     sizes = {
         run["factors"]["method"]: run["trainable"] for run in planned["runs"] if run["factors"]["connector"] != "tuned"
     }
@@ -52,9 +72,20 @@ def test_a_plan_counts_the_runs_and_says_what_they_cost(file: Path) -> None:
     assert planned["totals_of_open_runs"]["seconds"] > 0
 
 
-def test_a_plan_starts_nothing(file: Path) -> None:
+def test_a_plan_starts_nothing(file: Path, followed: list[Spec]) -> None:
     say("study", "plan", file)
     assert not (file.parent / "study").exists()
+
+
+def test_memory_is_what_the_memory_plan_says(file: Path) -> None:
+    plan = open_study(load_study(file)).plan
+    tuned = next(run for run in plan.trials if run.factors["method"] == "lora")
+    base = next(run for run in plan.references if run.factors["method"] == "zero-shot")
+    found = forecast([tuned, base], []).runs
+    plain = tuned.spec.model_copy(update={"speed": SpeedSpec(recompute="none")})
+    (row,) = asked.plan_of(plain, available=2**40).table
+    assert found[tuned.id].memory == pytest.approx(row.peak, rel=0.1)
+    assert found[base.id].memory == row.parts["weights"] - 4 * found[tuned.id].trainable
 
 
 def test_status_tells_what_is_done_and_what_was_set_aside(file: Path) -> None:
@@ -72,7 +103,7 @@ def test_status_tells_what_is_done_and_what_was_set_aside(file: Path) -> None:
     assert "36 not known before their trials are done" in shown
 
 
-def test_a_study_that_is_done_runs_nothing_and_makes_no_process(file: Path) -> None:
+def test_a_study_that_is_done_runs_nothing_and_makes_no_process(file: Path, followed: list[Spec]) -> None:
     state = state_of(file.parent / "study")
     finish_trials(state)
     for run in state.known():

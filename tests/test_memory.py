@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import peft_mllm
 import tiny
+from peft_mllm import fitting, training
 from peft_mllm.anatomy import PARTS
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Supply
@@ -21,8 +22,10 @@ from peft_mllm.data.trees import Batch
 from peft_mllm.errors import OutOfMemory, SpecError
 from peft_mllm.evaluation import pad_token
 from peft_mllm.exactness import layouts
+from peft_mllm.lean import install
 from peft_mllm.memory import free
-from peft_mllm.memory.plan import MARGIN, MemoryPlan
+from peft_mllm.memory.kept import NO_LONGER, plan_again, to_keep
+from peft_mllm.memory.plan import MARGIN, MemoryPlan, Row
 from peft_mllm.memory.prepare import plan_run
 from peft_mllm.memory.relief import Relief, is_out_of_memory
 from peft_mllm.memory.standing import standing
@@ -30,9 +33,10 @@ from peft_mllm.memory.trace import trace
 from peft_mllm.models import Family
 from peft_mllm.optimizer import make_optimizer
 from peft_mllm.recompute import Recompute, set_recompute
-from peft_mllm.spec import Spec, TrainSpec
+from peft_mllm.rundir import RunDir
+from peft_mllm.spec import Spec, SpeedSpec, TrainSpec
 from peft_mllm.tuned import Tuned
-from runs import command, write_spec
+from runs import assert_same, command, write_spec
 from runs import tiny as tiny_run
 
 CPU = torch.device("cpu")
@@ -127,8 +131,31 @@ def test_the_peak_is_predicted(name, options):
         assert predicted(tuned, batch, policy) == pytest.approx(truth, rel=WITHIN), policy
 
 
-@pytest.mark.parametrize("layout", ["packed", "rows", "padded"])
-@pytest.mark.parametrize("name", ["lora", "prefix", "full"])
+LEAN = [("lora", {"dropout": 0.1}), ("lora", {}), ("ia3", {}), ("adapter", {}), ("prefix", {})]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [LEAN[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in LEAN[1:])], ids=str
+)
+def test_the_peak_of_lean_layers_is_predicted(name, options):
+    tuned = tiny.tune(name, on=larger(), **options)
+    (batch,) = supply_of(tuned).batches(range(3))
+    plain = predicted(tuned, batch, "none")
+    lean = install(tuned.base, tuned.family.anatomy)
+    assert lean.used
+    for policy in ("none", "full"):
+        truth = measured(tuned, batch, policy)
+        assert predicted(tuned, batch, policy) == pytest.approx(truth, rel=WITHIN), policy
+    assert predicted(tuned, batch, "none") < 0.9 * plain
+
+
+LAYOUTS = [(name, layout) for name in ("lora", "prefix", "full") for layout in ("packed", "rows", "padded")]
+EACH_ONCE = {("lora", "packed"), ("prefix", "rows"), ("full", "padded")}
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [pytest.param(*each, marks=[pytest.mark.slow] * (each not in EACH_ONCE)) for each in LAYOUTS]
+)
 def test_the_peak_is_predicted_for_qwen_vl_in_every_layout(name, layout):
     tuned = tiny.tune(name, on=tiny.family("qwen_vl"))
     (batch,) = supply_of(tuned, tiny.few_records(), layout).batches(range(3))
@@ -261,6 +288,15 @@ def test_what_a_user_decides_is_kept():
         plan(tuned, None, recompute="offload")
 
 
+def test_what_is_free_does_not_say_where_a_micro_batch_is_cut():
+    """Under `speed.deterministic`; with 1,000 bytes `auto` would compute one sample at once."""
+    tuned = tiny.tune("lora", on=larger())
+    assert plan(tuned, 1000, recompute="none").micro_batch_tokens is not None
+    assert plan(tuned, 1000, recompute="none", deterministic="world-size").micro_batch_tokens is None
+    given = plan(tuned, 1000, recompute="none", deterministic="world-size", micro_batch_tokens=50)
+    assert given.micro_batch_tokens == 50
+
+
 def test_a_model_that_cannot_be_followed_is_tried(monkeypatch):
     tuned = tiny.tune("lora")
     monkeypatch.setattr("peft_mllm.memory.plan.trace", lambda *args, **kwargs: 1 / 0)
@@ -360,6 +396,15 @@ def test_out_of_memory_with_one_sample_computes_layers_again():
     assert device.switched == ["full"]
 
 
+def test_where_bits_count_nothing_is_halved():
+    """Layers are computed again, which changes no bit (`speed.deterministic`)."""
+    device = Device(tiny.tune("lora"), 10)
+    device.relief.whole = True
+    with pytest.raises(OutOfMemory):
+        device.step()
+    assert (device.switched, device.relief.limit) == (["full"], None)
+
+
 def test_other_errors_go_through():
     tuned = tiny.tune("lora")
     device = Device(tuned, 10)
@@ -388,6 +433,75 @@ def test_a_run_records_its_plan(tmp_path):
     result = peft_mllm.train(tiny_run(tmp_path / "run", speed={"recompute": 2, "micro_batch_tokens": 60}), quiet=True)
     assert (result["plan"]["policy"], result["plan"]["micro_batch_tokens"]) == (2, 60)
     assert result["plan"]["predicted_bytes"] > 0
+
+
+def test_a_run_that_goes_on_computes_its_steps_as_before(tmp_path, monkeypatch):
+    """With dropout: another split of a micro-batch draws other masks."""
+    real, step = fitting.plan_run, training.train_step
+
+    def scarce(*args, **how):
+        return replace(real(*args, **how), micro_batch_tokens=40)
+
+    def dies(job, number, batches):
+        if number == 3:
+            raise ZeroDivisionError
+        return step(job, number, batches)
+
+    with monkeypatch.context() as then:
+        then.setattr(fitting, "plan_run", scarce)
+        peft_mllm.train(tiny_run(tmp_path / "whole"), quiet=True)
+        then.setattr(training, "train_step", dies)
+        with pytest.raises(ZeroDivisionError):
+            peft_mllm.train(tiny_run(tmp_path / "cut"), quiet=True)
+    resumed = peft_mllm.train(tiny_run(tmp_path / "cut"), quiet=True)
+    assert resumed["training"]["resumed"] == 1
+    assert resumed["plan"]["micro_batch_tokens"] == 40
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def made_with(fits, seen=None):
+    """A planner whose micro-batches fit up to so many tokens."""
+
+    def make(speed):
+        tokens = speed.micro_batch_tokens
+        row = Row("none", 9, {}, fits=tokens == "auto" or tokens <= fits, time=1.0)
+        if seen is not None:
+            seen.append(speed)
+        return MemoryPlan("none", 7 if tokens == "auto" else tokens, 1, 1, (row,))
+
+    return make
+
+
+def test_a_kept_plan_holds_while_it_fits_and_while_the_settings_are_the_same():
+    speed, said, seen = SpeedSpec(), [], []
+    first = plan_again(None, speed, made_with(0), note=said.append)
+    assert (first.policy, first.micro_batch_tokens) == ("none", 7)
+    kept = json.loads(json.dumps(to_keep(replace(first, policy=2, micro_batch_tokens=40), speed)))
+    again = plan_again(kept, speed, made_with(40, seen), note=said.append)
+    assert (again.policy, again.micro_batch_tokens, said) == (2, 40, [])
+    assert (seen[0].recompute, seen[0].micro_batch_tokens) == (2, 40)
+    asked = plan_again(kept, SpeedSpec(recompute="full"), made_with(40), note=said.append)
+    assert (asked.micro_batch_tokens, said) == (7, []), "who asks for something else now gets that"
+    less = plan_again(kept, speed, made_with(39), note=said.append)
+    assert (less.policy, less.micro_batch_tokens) == ("none", 7)
+    assert said == [NO_LONGER.format(tokens="40", policy="one layer of 2 is computed again")]
+    no_limit = to_keep(replace(first, micro_batch_tokens=None), speed)
+    assert plan_again(no_limit, speed, made_with(10**30), note=said.append).micro_batch_tokens is None
+    assert plan_again(no_limit, speed, made_with(10**9), note=said.append).micro_batch_tokens == 7
+    assert len(said) == 2
+
+
+def test_a_kept_plan_is_the_runs_own(tmp_path):
+    with RunDir.open(tmp_path / "run", {"seed": 1}) as run:
+        assert run.kept_plan() is None
+        run.keep_plan({"planned": 1})
+        assert run.kept_plan() == {"planned": 1}
+    with RunDir.open(tmp_path / "run", {"seed": 2}) as run:  # nothing was made that it would spoil
+        assert run.kept_plan() is None
+        run.keep_plan({"planned": 2})
+        file = run.path / "plan.json"
+        file.write_bytes(file.read_bytes().replace(b"2", b"3"))
+        assert run.kept_plan() is None
 
 
 def test_a_run_that_runs_out_of_memory_ends_as_it_would(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ class Wanted:
         tokens: of a micro-batch as the spec has it: no more need to be computed at once.
         several: whether a step has more than one micro-batch, so that gradients wait for the next.
         recompute: auto, or what somebody has decided.
-        micro_batch_tokens: auto, or what somebody has decided.
+        micro_batch_tokens: auto, a whole micro-batch even where it does not fit, or what somebody has decided.
         available: bytes for everything, weights too; None where that is not known.
         quantization: in which the decoder's linears will be held.
     """
@@ -65,7 +65,7 @@ class Wanted:
     tokens: int
     several: bool
     recompute: Recompute = "auto"
-    micro_batch_tokens: int | Literal["auto"] = "auto"
+    micro_batch_tokens: int | Literal["auto", "whole"] = "auto"
     available: int | None = None
     quantization: str = "none"
 
@@ -166,7 +166,7 @@ def plan_memory(
         wanted: what for.
         whole: look at every way, for a table, also when the quickest fits.
     """
-    auto = wanted.micro_batch_tokens == "auto"
+    given = wanted.micro_batch_tokens if isinstance(wanted.micro_batch_tokens, int) else None
     planner = _Planner(tuned, trees, supply, wanted)
     rows: list[Row] = []
     try:
@@ -179,7 +179,7 @@ def plan_memory(
         why = (str(error) or type(error).__name__).splitlines()[0]
         return MemoryPlan(
             policy="none" if wanted.recompute == "auto" else wanted.recompute,
-            micro_batch_tokens=None if wanted.micro_batch_tokens == "auto" else wanted.micro_batch_tokens,
+            micro_batch_tokens=given,
             predicted_bytes=None,
             available_bytes=wanted.available,
             notes=(f"How much memory a step takes cannot be said of this model: {type(error).__name__}: {why}",),
@@ -188,7 +188,7 @@ def plan_memory(
     chosen = min(fitting, key=lambda row: row.time) if fitting else min(rows, key=lambda row: row.peak)
     return MemoryPlan(
         policy=chosen.policy,
-        micro_batch_tokens=planner.limit(chosen) if auto else planner.tokens,
+        micro_batch_tokens=planner.tokens if given else planner.limit(chosen),
         predicted_bytes=chosen.peak,
         available_bytes=wanted.available,
         table=tuple(rows),
@@ -213,7 +213,7 @@ class _Planner:
         self._standing: Standing = standing(tuned, wanted.train, dtype=wanted.dtype, quantization=wanted.quantization)
         self._batches: dict[int, Batch] = {}
         given = wanted.micro_batch_tokens
-        self.tokens = wanted.tokens if given == "auto" else min(given, wanted.tokens)
+        self.tokens = min(given, wanted.tokens) if isinstance(given, int) else wanted.tokens
         self._room = None if wanted.available is None else (1 - MARGIN) * wanted.available
 
     def policies(self) -> list[Recompute]:
@@ -225,7 +225,7 @@ class _Planner:
         base, anatomy = self._tuned.base, self._tuned.family.anatomy
         every = [k for k in EVERY if k < self._layers]
         selective = ["selective"] if mlps_of(base, anatomy) else []
-        away = ["offload"] if self._wanted.device.type == "cuda" else []
+        away = ["offload"] if self._wanted.device.type == "cuda" and self._tuned.shards is None else []
         return ["none", *every, *selective, "full", *away]
 
     def row(self, policy: Recompute) -> Row:
@@ -273,8 +273,8 @@ class _Planner:
         return list(self._tuned.base.get_submodule(module).parameters())
 
     def limit(self, row: Row) -> int | None:
-        """Tokens at once: the row's; and where all of a micro-batch fit, as many as certainly do."""
-        if self._room is None:
+        """Tokens at once: the row's; and where all of a micro-batch fit, as many as certainly do; None is no limit."""
+        if self._room is None or self._wanted.micro_batch_tokens == "whole":
             return None
         stays = self._standing.weights + self._standing.optimizer
         if row.tokens < self.tokens or row.peak <= stays:
@@ -300,6 +300,8 @@ class _Planner:
         )
         always = {"weights": stays.weights, "optimizer": stays.optimizer}
         computing = always | dict(traced.parts)
+        if self._tuned.shards:  # a trace knows nothing of pieces
+            computing["gradients"] = min(computing.get("gradients", 0), stays.gradients)
         updating = always | {"gradients": stays.gradients, "update": stays.update}
         return traced.tokens, max(computing, updating, key=lambda parts: sum(parts.values()))
 

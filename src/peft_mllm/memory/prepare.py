@@ -11,6 +11,7 @@ from peft_mllm.data.supply import Supply
 from peft_mllm.data.trees import plant
 from peft_mllm.memory.free import free_bytes
 from peft_mllm.memory.plan import MemoryPlan, Wanted, computed, plan_memory
+from peft_mllm.pieces import held
 from peft_mllm.spec import Spec
 from peft_mllm.tuned import Tuned
 
@@ -45,7 +46,7 @@ def plan_run(
         tokens=max(computed(trees, supply) for trees in planted),
         several=order.micro_batches > 1,
         recompute=spec.speed.recompute,
-        micro_batch_tokens=spec.speed.micro_batch_tokens,
+        micro_batch_tokens=spec.speed.tokens_at_once,
         available=available,
         quantization=quantization,
     )
@@ -63,6 +64,7 @@ def available_to(tuned: Tuned, device: torch.device, *, processes: int = 1) -> i
     free = free_bytes(device)
     if free is None:
         return None
-    storages = [p.untyped_storage() for p in tuned.model.parameters() if p.device.type == device.type]
-    held = {storage._cdata: storage.nbytes() for storage in storages}
-    return (free // processes if device.type == "cpu" else free) + sum(held.values())
+    storages = [held(p).untyped_storage() for p in tuned.model.parameters() if p.device.type == device.type]
+    taken = {storage._cdata: storage.nbytes() for storage in storages}
+    hidden = tuned.shards.hidden if tuned.shards else 0
+    return (free // processes if device.type == "cpu" else free) + sum(taken.values()) + hidden

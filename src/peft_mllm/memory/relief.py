@@ -37,6 +37,8 @@ class Relief:
         recompute: switches to another policy.
         note: is told what happened.
         policy: what is computed again so far.
+        again: a step may be computed again; no process can do that alone where weights lie in pieces.
+        whole: leave batches as they are, and compute layers again instead, which changes no bit.
         limit: tokens at once from now on; None as the batches come.
         happened: whether memory ran out before.
     """
@@ -45,6 +47,8 @@ class Relief:
     recompute: Callable[[Recompute], None]
     note: Callable[[str], None]
     policy: Recompute = "none"
+    again: bool = True
+    whole: bool = False
     limit: int | None = field(default=None, init=False)
     happened: bool = field(default=False, init=False)
 
@@ -81,28 +85,30 @@ class Relief:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self.happened:
-            raise OutOfMemory(
-                f"There is not enough memory for a step, nor was there for smaller parts: {why}. {REMEDY}"
-            )
+        if self.happened or not self.again:
+            nor = ", nor was there for smaller parts" if self.happened else ""
+            raise OutOfMemory(f"There is not enough memory for a step{nor}: {why}. {REMEDY}")
         self.happened = True
         remedy = self._smaller(batches)
-        self.note(f"WARNING: out of memory ({why}). {remedy} Without dropout the result changes by rounding alone.")
+        self.note(f"WARNING: out of memory ({why}). {remedy}")
         return self.compute(gradients, batches, samples, drop)
 
     def _smaller(self, batches: Sequence[Batch]) -> str:
         """Take half as much at once; or compute all layers again, where one sample is all there is."""
         largest = max(batches, key=_tokens)
-        if len(largest.sample_ids) == 1:
+        if self.whole or len(largest.sample_ids) == 1:
             self.recompute("full")
             self.policy = "full"
             return "From here on every layer is computed again in the backward pass, beginning with this step."
         self.limit = _tokens(largest) // 2
-        return f"From here on {self.limit:,} tokens are computed at once, beginning with this step."
+        return (
+            f"From here on {self.limit:,} tokens are computed at once, beginning with this step. Without dropout the "
+            "result changes by rounding alone."
+        )
 
     def _within(self, batches: Sequence[Batch], samples: Callable[[], Sequence[Sequence[int]]]) -> Sequence[Batch]:
         limit = self.limit
-        if limit is None or max(map(_tokens, batches)) <= limit:
+        if limit is None or max(map(_tokens, batches), default=0) <= limit:
             return batches
         return [batch for indices in samples() for batch in self.relay(indices, limit)]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from peft_mllm.anatomy import PARTS
 from peft_mllm.errors import SpecError
 from peft_mllm.optimizer import make_optimizer
+from peft_mllm.pieces import held
 from peft_mllm.spec import TrainSpec
 from peft_mllm.tuned import Tuned
 
@@ -28,7 +29,7 @@ class Standing:
     """Bytes that stay.
 
     Attributes:
-        weights: all parameters and buffers.
+        weights: all parameters and buffers; of those in pieces what a process has at once.
         gradients: of what trains.
         optimizer: its state.
         update: what an update takes for a moment.
@@ -50,12 +51,12 @@ def standing(tuned: Tuned, spec: TrainSpec, *, dtype: torch.dtype | None, quanti
         quantization: in which the decoder's linears will be held, where the model does not hold them so.
     """
     trainable = list(tuned.trainable().values())
-    sizes = [4 * parameter.numel() for parameter in trainable]
+    sizes = [4 * held(parameter).numel() for parameter in trainable]
     kept = _state_of(tuned, spec)
     return Standing(
         weights=_weights(tuned, dtype, quantization),
         gradients=sum(sizes),
-        optimizer=round(sum(map(kept, trainable))),
+        optimizer=round(sum(kept(held(parameter)) for parameter in trainable)),
         update=2 * max(sizes, default=0),  # parameter by parameter: a denominator and a quotient
     )
 
@@ -70,9 +71,9 @@ def _weights(tuned: Tuned, dtype: torch.dtype | None, quantization: str) -> int:
             width = QUANTISED[quantization]
         elif isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
             width = 4 if tensor.requires_grad else (dtype or tensor.dtype).itemsize
-        storage = tensor.untyped_storage()
+        storage = held(tensor).untyped_storage()
         sizes[storage._cdata] = storage.nbytes() / tensor.element_size() * width
-    return round(sum(sizes.values()))
+    return round(sum(sizes.values())) + (tuned.shards.unsaid if tuned.shards else 0)
 
 
 def _to_quantise(tuned: Tuned) -> set[int]:
@@ -82,7 +83,7 @@ def _to_quantise(tuned: Tuned) -> set[int]:
     return {id(linear.weight) for linear in linears if not linear.weight.requires_grad}
 
 
-def _state_of(tuned: Tuned, spec: TrainSpec) -> Callable[[nn.Parameter], float]:
+def _state_of(tuned: Tuned, spec: TrainSpec) -> Callable[[Tensor], float]:
     """Bytes of an optimizer's state for a parameter, from what the optimizer keeps of a small one."""
     tried = {"table": nn.Parameter(torch.ones(TABLE)), "vector": nn.Parameter(torch.ones(TABLE[0]))}
     try:
@@ -93,7 +94,9 @@ def _state_of(tuned: Tuned, spec: TrainSpec) -> Callable[[nn.Parameter], float]:
     except (RuntimeError, TypeError, ValueError, SpecError):  # one that must be given a closure, for one
         return lambda parameter: 4 * OTHERWISE * parameter.numel()
 
-    def size(parameter: nn.Parameter) -> float:
+    def size(parameter: Tensor) -> float:
+        if not parameter.numel():  # a small weight may have no piece for every process
+            return 0.0
         small = tried["table" if parameter.ndim > 1 else "vector"]
         axes = dict(zip(TABLE, (parameter.shape[0], parameter[0].numel()), strict=True))
         states = [state for state in optimizer.state[small].values() if isinstance(state, Tensor)]

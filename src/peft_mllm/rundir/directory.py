@@ -43,6 +43,7 @@ State = Literal["running", "interrupted", "failed", "done"]
 
 CHECKPOINTS = "checkpoints"
 PREDICTIONS = "predictions"
+PLAN = "plan.json"
 ADAPTER = "adapter"
 
 _STEP = re.compile(r"step-(\d+)")
@@ -259,6 +260,20 @@ class RunDir:
     def status(self) -> dict[str, Any] | None:
         """What `set_status` wrote last; None if nothing yet. `running` may be the word of a killed writer."""
         return read_if_there(self.path / "status.json", read_json)
+
+    def keep_plan(self, plan: Mapping[str, Any]) -> None:
+        """Keep how steps are computed, sealed, for a later call that goes on."""
+        self._writer()
+        content = sealed_json({"spec_sha256": spec_digest(self.path), **plan})
+        atomic_write(self.path / PLAN, content, what="the memory plan")
+
+    def kept_plan(self) -> dict[str, Any] | None:
+        """What `keep_plan` wrote; None if nothing yet, and for one that is damaged or another run's."""
+        try:
+            plan = read_sealed(self.path / PLAN)
+        except (OSError, ValueError):
+            return None
+        return plan if plan.pop("spec_sha256", None) == spec_digest(self.path) else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, sealed: from here on the run is done."""

@@ -93,6 +93,7 @@ class Verdict:
         apart_by: the largest difference between the highest and another of `top` that is not ruled out; None where
             there is one alone, or no interval.
         above: of `excluded`, those that are told apart from the highest, and above.
+        unmeasured: whether what is forgotten is limited, and was measured of no candidate.
     """
 
     kind: Kind
@@ -106,11 +107,12 @@ class Verdict:
     questions: int
     apart_by: float | None
     above: tuple[str, ...]
+    unmeasured: bool
 
     @property
     def answers(self) -> bool:
-        """Whether something may be concluded: several seeds, and something within the limits."""
-        return self.seeds > 1 and bool(self.top)
+        """Whether something may be concluded: several seeds, and something that is known to be within the limits."""
+        return self.seeds > 1 and bool(self.top) and not self.unmeasured
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ def _verdict(kind: Kind, evidence: Evidence, choice: Choice, limits: Limits) -> 
         above=tuple(
             option.name for option in excluded if option.name in apart and option.score.value > within[0].score.value
         ),
+        unmeasured=bool(every) and all(FORGOTTEN in option.unknown for option in every),
     )
 
 

@@ -44,6 +44,9 @@ def sentences(verdict: Verdict) -> Iterator[str]:
     if not verdict.top:
         yield f"None of the {len(verdict.excluded)} candidates is within the limits."
         return
+    if verdict.unmeasured:
+        yield "What is forgotten was not measured there, so nothing of it is known to be within the limit."
+        return
     if verdict.seeds < 2:
         first = verdict.top[0]
         yield (
@@ -200,6 +203,9 @@ def what_is_missing(advice: Advice) -> str:
         return f"There is no direct evidence of {of}, with several seeds and within the limits."
     if direct and all(each.seeds < 2 and each.top for each in direct):
         return f"Evidence is missing: there is one seed of {of}, and that tells no two methods apart."
+    if any(each.unmeasured for each in own):
+        places = and_list([each.evidence.place for each in own if each.unmeasured], most=MOST)
+        return f"Evidence is missing: what is forgotten was not measured in {places}."
     if any(not each.top for each in own):
         return f"Evidence is missing: nothing that was measured of {of} is within the limits."
     if own:

@@ -1,8 +1,10 @@
 """What a study will cost, before anything starts: parameters and FLOPs are counted, memory, time and disk estimated.
 
 Parameters come from the model without its weights, tokens from encoding a few samples of each task, FLOPs from both
-(flops.py). Time is taken from finished runs of the study where there are some; before, from how fast this machine
-multiplies matrices. Needs torch, and imports it when called.
+(flops.py). Memory is what the memory plan says of a step that is computed at once (memory/asked.py): following a model
+takes seconds, so it is done once for each kind of run, with the task of the longest samples. Time is taken from
+finished runs of the study where there are some; before, from how fast this machine multiplies matrices. Needs torch,
+and imports it when called.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_mllm.errors import DataError, ModelError
 from peft_mllm.methods import METHODS
+from peft_mllm.record import Record
 from peft_mllm.spec import ModelSpec, NamedSpec, Spec
 from peft_mllm.specfile import build
 from peft_mllm.study.flops import Passed, Sizes, training_flops
@@ -31,11 +34,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 24
 """Encoded of each task to know its mean length."""
-STATES = 16
-"""Bytes for each trained parameter: itself, its gradient and AdamW's two moments, each float32."""
-PER_LAYER = 34
-"""Values that a decoder layer keeps of each token for the backward pass, in units of its width (Korthikanti et al.
-2022, arXiv 2205.05198, without the attention scores, which the backends used here do not keep)."""
+HELD = 256
+"""Records of each task that stand for all where memory is planned."""
 UTILISATION = 0.3
 """Share of the matrix multiplication's speed that training reaches, where nothing has been measured yet."""
 PER_STEP = 0.06
@@ -57,7 +57,7 @@ class Estimate:
     Attributes:
         trainable: parameters that train, by count.
         flops: of training, by standard accounting.
-        memory: peak bytes.
+        memory: peak bytes, of the longest samples that such a run has in the study.
         seconds: of the whole run.
         disk: bytes that stay.
     """
@@ -86,11 +86,12 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Data:
-    """One split of a task: how many records, and their mean tokens and images."""
+    """One split of a task: how many records, their mean tokens and images, and the first of them."""
 
     records: int
     tokens: float
     images: float
+    first: Sequence[Record] = field(default=(), compare=False, repr=False)
 
 
 def forecast(runs: Iterable[Run], finished: Sequence[Result]) -> Forecast:
@@ -104,8 +105,9 @@ def forecast(runs: Iterable[Run], finished: Sequence[Result]) -> Forecast:
         ModelError: there is no such model.
         MethodError: a method cannot work on it.
     """
-    book = _Book(finished)
-    estimates = {run.id: book.estimate(run.spec) for run in runs}
+    book, planned = _Book(finished), list(runs)
+    peaks = book.peaks([run.spec for run in planned])
+    estimates = {run.id: book.estimate(run.spec, peaks[_kind(run.spec)]) for run in planned}
     return Forecast(estimates, book.measured, book.unknown)
 
 
@@ -160,23 +162,44 @@ class _Book:
             if score.n
         )
 
-    def estimate(self, spec: Spec) -> Estimate:
-        """One run."""
+    def peaks(self, specs: Iterable[Spec]) -> dict[str, int | None]:
+        """The memory of each kind of run; None where no data of it can be read, or its model cannot be followed."""
+        from peft_mllm.memory.asked import peak_of
+
+        longest: dict[str, tuple[float, Spec, _Data | None]] = {}
+        for spec in specs:
+            data = self._training(spec)
+            tokens = data.tokens if data else -1.0
+            if tokens > longest.get(_kind(spec), (-2.0,))[0]:
+                longest[_kind(spec)] = tokens, spec, data
+        return {
+            # one more than a micro-batch, so that there may be a second
+            kind: peak_of(spec, self._model(spec.model), data.first[: spec.train.per_device_train_batch_size + 1])
+            if data
+            else None
+            for kind, (_, spec, data) in longest.items()
+        }
+
+    def _training(self, spec: Spec) -> _Data | None:
+        """What it trains on; None where that cannot be read."""
+        return self._split(spec, spec.task, "train") if self._trained_of(spec) else _Data(0, 0.0, 0.0)
+
+    def estimate(self, spec: Spec, memory: int | None) -> Estimate:
+        """One run, with its memory."""
         bare, trained = self._model(spec.model), self._trained_of(spec)
         total = sum(trained.values())
-        data = self._split(spec, spec.task, "train") if total else _Data(0, 0.0, 0.0)
+        data = self._training(spec)
         asked = [self._split(spec, task, spec.scored) for task in (spec.task, *spec.evaluate)]
         questions = sum(each.records for each in asked if each)
         disk = 4.0 * total + RESULT_BYTES * questions
         if data is None:
-            return Estimate(total, None, None, None, disk)
+            return Estimate(total, None, memory, None, disk)
         steps = _steps(spec, data)
         samples = steps * _batch(spec)
         sizes = bare.sizes()
         parts = Sizes(**sizes["parts"], embeddings=sizes["embeddings"])
         passed = Passed(round(samples * data.tokens), round(samples * data.images * _patches(bare)))
         flops = training_flops(parts, trained, passed, own=trains_own(spec.method.name))
-        memory = _memory(spec, sizes, total, data)
         return Estimate(total, flops, memory, self._seconds(spec, flops, passed.tokens, steps, questions), disk)
 
     def _seconds(self, spec: Spec, flops: float, tokens: int, steps: int, questions: int) -> float:
@@ -187,11 +210,11 @@ class _Book:
         return PER_RUN + training + questions * per_question
 
     def _model(self, spec: ModelSpec) -> BareModel:
-        from peft_mllm.bare import BareModel
+        from peft_mllm.memory.asked import bare_model
 
         key = spec.model_dump_json()
         if key not in self._bare:
-            self._bare[key] = BareModel.of(spec)
+            self._bare[key] = bare_model(spec)
         return self._bare[key]
 
     def _trained_of(self, spec: Spec) -> dict[str, int]:
@@ -214,7 +237,7 @@ class _Book:
                 self.unknown.setdefault(task.name, str(error).splitlines()[0])
         data = self._data[key]
         limit = spec.data.max_train_samples if split == "train" else spec.data.max_eval_samples
-        return data and _Data(min(data.records, limit or data.records), data.tokens, data.images)
+        return data and replace(data, records=min(data.records, limit or data.records))
 
 
 def _measured(bare: BareModel, named: NamedSpec, split: Any) -> _Data:
@@ -225,7 +248,8 @@ def _measured(bare: BareModel, named: NamedSpec, split: Any) -> _Data:
     chosen = [records[i] for i in range(0, len(records), max(1, len(records) // SAMPLES))]
     lengths = [len(bare.family.encode(record).ids) for record in chosen]
     images = [len(record.images) for record in chosen]
-    return _Data(len(records), _mean(lengths), _mean(images))
+    first = [records[i] for i in range(min(HELD, len(records)))]
+    return _Data(len(records), _mean(lengths), _mean(images), first)
 
 
 def _mean(values: Sequence[int]) -> float:
@@ -255,20 +279,14 @@ def _patches(bare: BareModel) -> int:
     return (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) and patch else 0
 
 
-def _memory(spec: Spec, sizes: Mapping[str, Any], trained: int, data: _Data) -> float:
-    """Weights, states of what trains, and activations of one micro-batch with nothing shared."""
-    import torch
-
-    from peft_mllm.loading import dtype_for
-
-    on_gpu = torch.accelerator.is_available()
-    dtype = dtype_for(spec.model.dtype, torch.device("cuda" if on_gpu else "cpu"))
-    width = {"none": 2.0 if dtype == "bfloat16" else 4.0, "8bit": 1.0, "4bit": 0.6}[spec.model.quantization]
-    value = 2.0 if dtype == "bfloat16" or spec.train.bf16 else 4.0
-    tokens = spec.train.per_device_train_batch_size * data.tokens
-    kept = 1 if spec.speed.recompute == "full" else PER_LAYER
-    activations = tokens * sizes["layers"] * sizes["width"] * kept * value if trained else 0.0
-    return sum(sizes["parts"].values()) * width + trained * STATES + activations
+def _kind(spec: Spec) -> str:
+    """Equal for runs whose steps take the same memory, but for the length of their samples."""
+    decides: dict[str, Any] = {
+        **dict.fromkeys(("model", "method", "connector", "vision", "speed"), True),
+        "data": {"share_prefix", "labels"},
+        "train": {"per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "optim", "optim_args"},
+    }
+    return spec.model_dump_json(include=decides)
 
 
 @cache

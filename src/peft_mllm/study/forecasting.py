@@ -197,7 +197,10 @@ def total_line(costs: Costs) -> Iterator[str]:
         if costs.measured
         else "Time is a rough guess from this machine's speed; it becomes a measurement when the first runs are done."
     )
-    yield "Memory is of weights, what trains, and activations; the libraries take some hundred MB beside it."
+    yield (
+        "Memory is that of a whole micro-batch at once; a run with less computes it in parts. The libraries take some "
+        "hundred MB beside it."
+    )
     for task, reason in costs.unknown.items():
         yield f"Without the data of {task} nothing can be said of its runs: {reason}"
     yield from costs.notes
