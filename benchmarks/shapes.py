@@ -105,11 +105,7 @@ class Base:
 
     def twin(self) -> Family:
         """Another model on the same weights, to put a method on: a 7B base is in memory once."""
-        family = copy.copy(self.family)
-        model = self.family.model
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        family.model = copy.deepcopy(model, shared)
-        return family
+        return self.family.twin()
 
 
 def make_base(name: str, device: torch.device, *, bf16: bool = False, seed: int = 0) -> Base:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peft_mllm.anatomy import Part
+from peft_mllm.common import Common
 from peft_mllm.data.encode import Sample
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.supply import Layout, Supply, account_of
@@ -17,6 +19,7 @@ from peft_mllm.evaluation import pad_token
 from peft_mllm.exactness import SelfCheck, layouts, lean_where_exact, proven, telling
 from peft_mllm.lean import Levers, remove
 from peft_mllm.matrix.known import KEEPS
+from peft_mllm.memory.kept import plan_again, to_keep
 from peft_mllm.memory.plan import MemoryPlan
 from peft_mllm.memory.prepare import available_to, plan_run
 from peft_mllm.memory.relief import Relief
@@ -27,7 +30,7 @@ from peft_mllm.recompute import set_recompute
 from peft_mllm.record import Record
 from peft_mllm.rundir import RunDir
 from peft_mllm.screen import Screen
-from peft_mllm.spec import Spec
+from peft_mllm.spec import Spec, SpeedSpec
 from peft_mllm.splits import Opened
 from peft_mllm.trackers import Trackers
 from peft_mllm.training import Job, load_best, train
@@ -124,6 +127,7 @@ class Fitting:
         world: the processes.
         screen: where progress is shown.
         stop: whether somebody asked to stop.
+        common: what it shares with other runs.
     """
 
     spec: Spec
@@ -134,6 +138,7 @@ class Fitting:
     world: World
     screen: Screen
     stop: Callable[[], bool]
+    common: Common
 
     def fit(self, tuned: Tuned, rates: dict[Part, float]) -> Fitted:
         """Train from wherever an earlier call stopped; the model ends with its best weights, or its last.
@@ -180,7 +185,9 @@ class Fitting:
                 show=show,
                 stop=self.stop,
                 relief=self._relief(tuned, supply, memory),
-                compute=tuned.add_gradients,
+                compute=self.common.compute(tuned, memory.micro_batch_tokens),
+                clock=self.common.clock,
+                ordered=self.spec.speed.deterministic == "world-size",
                 wanted=lambda progress: curve_steps(progress, curve, plan.steps_per_epoch),
             )
             progress = train(job)
@@ -236,7 +243,15 @@ class Fitting:
         plan = None
         if self.world.is_main:
             there = available_to(tuned, tuned.device, processes=self.world.size)
-            plan = plan_run(tuned, supply, order, self.spec, device=tuned.device, dtype=None, available=there)
+
+            def planned(speed: SpeedSpec) -> MemoryPlan:
+                spec = self.spec.model_copy(update={"speed": speed})
+                return plan_run(tuned, supply, order, spec, device=tuned.device, dtype=None, available=there)
+
+            speed = self.spec.speed
+            with tuned.shards.apart() if tuned.shards else nullcontext():
+                plan = plan_again(self.run.kept_plan(), speed, planned, note=self.screen.note)
+            self.run.keep_plan(to_keep(plan, speed))
             for line in plan.in_words():
                 self.screen.note(line)
         plan = self.world.share(plan)
@@ -251,6 +266,8 @@ class Fitting:
             recompute=lambda policy: set_recompute(tuned.base, tuned.family.anatomy, policy),
             note=self.screen.note,
             policy=memory.policy,
+            again=tuned.shards is None,
+            whole=self.spec.speed.deterministic == "world-size",
         )
 
     def _batches(self, supply: Supply | None) -> Callable[[], Iterator[Batch]] | None:

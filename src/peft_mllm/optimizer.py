@@ -15,6 +15,7 @@ from transformers import SchedulerType, get_scheduler
 
 from peft_mllm.anatomy import PARTS, Anatomy, Part
 from peft_mllm.errors import SpecError
+from peft_mllm.pieces import cut_like, in_pieces
 from peft_mllm.shelf import did_you_mean
 from peft_mllm.spec import TrainSpec
 
@@ -51,12 +52,13 @@ def make_optimizer(
 
     Vectors (norms, biases, scales) do not decay, as in HF's and LLaVA's trainers.
     """
-    groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[Part, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault((anatomy.part_of(name), parameter.ndim > 1), []).append(parameter)
+        # torch updates the parameters of a group together, and none in pieces beside one that is whole
+        groups.setdefault((anatomy.part_of(name), parameter.ndim > 1, in_pieces(parameter)), []).append(parameter)
     named = [
         {"params": members, "lr": rates[part], "weight_decay": spec.weight_decay if decays else 0.0}
-        for (part, decays), members in sorted(groups.items(), key=lambda group: PARTS.index(group[0][0]))
+        for (part, decays, _), members in sorted(groups.items(), key=lambda group: PARTS.index(group[0][0]))
     ]
     made = _optimizer_class(spec.optim)
     try:
@@ -120,7 +122,10 @@ def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, total_steps
 
 
 def flat_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's state as tensors named `parameter|key`, independent of groups and processes."""
+    """The optimizer's state as tensors named `parameter|key`, independent of groups and processes.
+
+    Of weights in pieces so are these: `pieces.whole` puts them together.
+    """
     return {
         f"{name}|{key}": torch.as_tensor(value)
         for name, parameter in parameters.items()
@@ -136,4 +141,7 @@ def load_flat_state(
         name, key = flat.rsplit("|", 1)
         parameter = parameters[name]
         stays = key == "step" and not optimizer.defaults.get("fused")
-        optimizer.state[parameter][key] = value if stays else value.to(parameter.device)
+        alike = value.shape == parameter.shape
+        optimizer.state[parameter][key] = (
+            value if stays else cut_like(value, parameter) if alike else value.to(parameter.device)
+        )

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor, nn
 
+from peft_mllm.pieces import whole
 from peft_mllm.record import Record
 
 PACKAGES = (
@@ -76,7 +77,7 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Likewise of tensors by name."""
     total = hashlib.sha256()
     for name, tensor in tensors.items():
-        flat = tensor.detach().flatten()
+        flat = whole(tensor.detach()).flatten()
         seen = flat[:: max(1, flat.numel() // 1024)].float().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(seen.numpy().tobytes())

@@ -107,19 +107,23 @@ def measure(tuned: Tuned, subjects: Sequence[Subject], *, rows: int, world: Worl
 
 @torch.no_grad()
 def _figures(tuned: Tuned, subject: Subject, rows: int, world: World) -> Figures:
-    mine = subject.samples[world.rank :: world.size]
-    loss = tokens = right = exact = 0.0
-    for start in range(0, len(mine), rows):
-        some = [_within(sample) for sample in mine[start : start + rows]]
-        batch = collate_padded(some, pixels=tuned.family.pixels, pad_id=pad_token(tuned)).to(tuned.device)
-        logits = tuned.answer_logits(batch).float()  # (A, V)
-        hits = logits.argmax(dim=1) == batch.targets
-        loss += torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").item()
-        tokens += batch.answer_tokens
-        right += hits.sum().item()
-        missed = torch.zeros(len(some), dtype=torch.long).index_add_(0, batch.owners.cpu(), (~hits).long().cpu())
-        exact += (missed == 0).sum().item()
-    loss, tokens, right, exact = world.sum(loss, tokens, right, exact)
+    losses: list[float] = []
+    tokens = right = exact = 0.0
+    # the same samples meet however many processes there are, so that rounding is the same
+    mine = range(world.rank * rows, len(subject.samples), world.size * rows)
+    with tuned.in_step():
+        for start in mine:
+            some = [_within(sample) for sample in subject.samples[start : start + rows]]
+            batch = collate_padded(some, pixels=tuned.family.pixels, pad_id=pad_token(tuned)).to(tuned.device)
+            logits = tuned.answer_logits(batch).float()  # (A, V)
+            hits = logits.argmax(dim=1) == batch.targets
+            losses.append(torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").item())
+            tokens += batch.answer_tokens
+            right += hits.sum().item()
+            missed = torch.zeros(len(some), dtype=torch.long).index_add_(0, batch.owners.cpu(), (~hits).long().cpu())
+            exact += (missed == 0).sum().item()
+    loss = world.exact_sum(losses)
+    tokens, right, exact = world.sum(tokens, right, exact)
     figures = {"loss": loss / tokens, "token_accuracy": 100 * right / tokens, "tokens": tokens}
     return figures | ({"exact": 100 * exact / len(subject.samples)} if subject.answers else {})
 

@@ -6,7 +6,8 @@ The only file that knows all shelves. Running the same spec again resumes, or re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import torch
 
 from peft_mllm.anatomy import PARTS, Part
 from peft_mllm.assets import EMBEDDED
+from peft_mllm.common import Common
 from peft_mllm.curve import score_curve
 from peft_mllm.data.encode import Sample
 from peft_mllm.data.supply import measure_with
-from peft_mllm.errors import SpecError
+from peft_mllm.errors import MethodError, SpecError
 from peft_mllm.features import Sight, Store, watch
 from peft_mllm.fitting import Fitted, Fitting
 from peft_mllm.identity import identity_of
 from peft_mllm.interrupt import stop_requests
-from peft_mllm.loading import architecture, dtype_for, load_family
+from peft_mllm.loading import architecture, dtype_for
 from peft_mllm.matrix.known import Combination, consult
 from peft_mllm.methods import METHODS
 from peft_mllm.methods.base import Method
@@ -37,10 +39,11 @@ from peft_mllm.rundir import ADAPTER, RunDir, checkpoint_name
 from peft_mllm.scored import score
 from peft_mllm.screen import Screen
 from peft_mllm.seeds import derive
-from peft_mllm.spec import Spec
+from peft_mllm.sharding import asked_for, shards_of, whole_for
+from peft_mllm.spec import NamedSpec, Spec
 from peft_mllm.specfile import build
 from peft_mllm.splits import Opened, Splits
-from peft_mllm.tasks import TASKS
+from peft_mllm.tasks import TASKS, Task
 from peft_mllm.tuned import Tuned, attach, trained_parts, untouched
 from peft_mllm.world import World
 
@@ -53,13 +56,20 @@ NOTES = {
 }
 
 
-def run(spec: Spec, *, quiet: bool = False, before: Callable[[Runner], None] = lambda runner: None) -> Result:
+def run(
+    spec: Spec,
+    *,
+    quiet: bool = False,
+    before: Callable[[Runner], None] = lambda runner: None,
+    common: Common | None = None,
+) -> Result:
     """Train and evaluate one spec in its run directory, from wherever an earlier call stopped.
 
     Args:
         spec: what to run.
         quiet: show nothing.
         before: called when model and data are there and nothing is trained; what it raises ends the run.
+        common: what it shares with other runs of this process; None with nobody.
 
     Returns:
         the content of result.json.
@@ -83,8 +93,9 @@ def run(spec: Spec, *, quiet: bool = False, before: Callable[[Runner], None] = l
             return done
         if writer:
             writer.set_status("running", stage="loading")
-        stop = stack.enter_context(stop_requests())
-        runner = Runner(spec, writer or RunDir(directory), world, screen, stop)
+        common = common or Common()
+        stop = common.stop or stack.enter_context(stop_requests())
+        runner = Runner(spec, writer or RunDir(directory), world, screen, stop, common)
         before(runner)
         result = runner.result()
         if writer:
@@ -104,15 +115,20 @@ def finish(writer: RunDir, spec: Spec, result: Result) -> None:
 class Runner:
     """One run from its spec to its result; each method is one stage."""
 
-    def __init__(self, spec: Spec, run_dir: RunDir, world: World, screen: Screen, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, spec: Spec, run_dir: RunDir, world: World, screen: Screen, stop: Callable[[], bool], common: Common
+    ) -> None:
         self.spec, self.run_dir, self.world, self.screen, self.stop = spec, run_dir, world, screen, stop
+        self.common = common
         check_names(spec.train)
         self.method: Method[Any] = build(METHODS, spec.method)
+        self.shard = asked_for(spec.speed, world, quantization=spec.model.quantization)
         self.doubts = self._consult()
-        tasks = {spec.task.name: build(TASKS, spec.task)} | {each.name: build(TASKS, each) for each in spec.evaluate}
+        tasks = {each.name: self._task(each) for each in (spec.task, *spec.evaluate)}
         dtype = dtype_for(spec.model.dtype, world.device)
         self.bf16 = spec.train.bf16 or dtype == "bfloat16"
-        self.family: Family = load_family(spec.model, dtype=dtype)
+        self.family: Family = common.load(spec.model, dtype)
+        self.family.encode = common.encodings.before(self.family.encode)  # type: ignore[method-assign]
         if spec.connector == "released":
             self.family.anatomy = self.family.anatomy.released()
         self.family.anatomy.check(self.family.model)
@@ -121,7 +137,7 @@ class Runner:
         self.sizes = sizes_of(self.family.model, self.family.anatomy)
         # all data is checked before the model goes to a device: what is wrong is said while it is cheap
         length = measure_with(self._encode, spec.data.max_length)
-        splits = Splits(tasks=tasks, data=spec.data, seed=spec.seed, measure=length, screen=screen)
+        splits = Splits(tasks=tasks, data=spec.data, seed=spec.seed, measure=length, screen=screen, read=common.opened)
         self.train_split = splits.training() if self._wanted() else None
         self.validation_split = splits.validation() if self._wanted() else None
         if spec.curve.wanted and self._wanted() and self.validation_split is None:
@@ -130,8 +146,15 @@ class Runner:
                 "training data with data.validation_fraction, or leave curve out."
             )
         self.questions = splits.questions(spec.scored)
-        self.family.model.to(world.device)
+        if self.shard == "none":  # else layer by layer, in pieces
+            self.family.model.to(world.device)
         self.sight = self._sight()
+
+    def _task(self, named: NamedSpec) -> Task:
+        key, tasks = named.model_dump_json(), self.common.tasks
+        if key not in tasks:
+            tasks[key] = build(TASKS, named)
+        return tasks[key]
 
     def _sight(self) -> Sight | None:
         """Vision once per image, where the tower stays as it is."""
@@ -143,7 +166,14 @@ class Runner:
             limit = round(speed.vision_cache_gb * 1e9)
             store = Store(speed.vision_cache, limit=limit, note=self.screen.note)
         connector = self.spec.connector == "tuned"
-        return watch(self.family, connector=connector, bf16=self.bf16, store=store, note=self.screen.note)
+        return watch(
+            self.family,
+            connector=connector,
+            bf16=self.bf16,
+            store=store,
+            held=self.common.held,
+            note=self.screen.note,
+        )
 
     def _consult(self) -> list[str]:
         """Refuse what the capability matrix knows to fail; notes on what it knew of other versions."""
@@ -167,8 +197,11 @@ class Runner:
     def result(self) -> Result:
         """Attach, train, save, evaluate, and say it all."""
         subjects = self._subjects()
-        before = self._of_base(subjects)
+        before = {} if self.shard != "none" else self._of_base(subjects)
         tuned = self._attach()
+        if self.shard != "none":
+            tuned = self._in_pieces(tuned)
+            before = self._before(tuned, subjects)
         rates = learning_rates(self.spec.train, self.method.learning_rate)
         parts = trained_parts(tuned, rates, self._wanted())
         fitted = None
@@ -208,6 +241,8 @@ class Runner:
             "peak_memory_bytes": peak_memory(self.world.device),
             "environment": environment(self.world.device),
             "processes": self.world.size,
+            "together": self.common.runs,
+            "shard": self.shard,
             "seed": self.spec.seed,
             "notes": [*notes_on(self.spec.model.path), *self.doubts],
         }
@@ -222,6 +257,28 @@ class Runner:
     def _of_base(self, subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
         base = untouched(self.family, bf16=self.bf16)
         return measure_base(base, subjects, fingerprint=self.fingerprint, rows=self._rows, world=self.world)
+
+    def _in_pieces(self, tuned: Tuned) -> Tuned:
+        """Cut the model; nothing has been computed with it so far, so that it never had to fit on a device."""
+        own = tuned.model is tuned.base
+        if own and self.spec.speed.deterministic != "off":
+            raise SpecError(
+                "speed.deterministic: world-size adds whole gradients in one order, and speed.shard has cut what "
+                "trains here, whose gradients are added as they come. Leave one of them out, or train an adapter."
+            )
+        shards = shards_of(tuned.base, self.family.anatomy, self.world, self.shard, own=own)
+        tuned.model.to(self.world.device)
+        if self.sight:
+            self.sight.prove()
+        return replace(tuned, shards=shards)
+
+    def _before(self, tuned: Tuned, subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:
+        """Likewise of a base in pieces, with its adapter switched off; where that is not possible, as it starts."""
+        try:
+            with tuned.untuned() as base:
+                return measure_base(base, subjects, fingerprint=self.fingerprint, rows=self._rows, world=self.world)
+        except MethodError:
+            return measure(tuned, subjects, rows=self._rows, world=self.world)
 
     @property
     def _rows(self) -> int:
@@ -257,14 +314,16 @@ class Runner:
             world=self.world,
             screen=self.screen,
             stop=self.stop,
+            common=self.common,
         )
         return stage.fit(tuned, rates)
 
     def _save(self, tuned: Tuned) -> Result | None:
         """The final adapter, committed like a checkpoint."""
-        if self.world.is_main:
-            self.run_dir.commit(ADAPTER, tuned.save)
-        self.world.barrier()
+        with whole_for(tuned.base, here=self.world.is_main) if tuned.model is tuned.base else nullcontext():
+            if self.world.is_main:
+                self.run_dir.commit(ADAPTER, tuned.save)
+            self.world.barrier()
         files = [file for file in (self.run_dir.path / ADAPTER).rglob("*") if file.is_file()]
         return {"directory": ADAPTER, "bytes": sum(file.stat().st_size for file in files)}
 

@@ -229,6 +229,27 @@ class SpeedSpec(Frozen):
     whose runs share one in its folder."""
     vision_cache_gb: float = Field(default=50.0, ge=0)
     """Gigabytes that this directory may hold, where what was not used for longest makes room; 0 keeps nothing."""
+    shard: Literal["auto", "none", "fsdp", "zero3"] = "auto"
+    """How several processes hold the base: whole, each of them (`none`), or a piece each, cut by torch's FSDP2 (`fsdp`)
+    or DeepSpeed (`zero3`). `auto` does what `accelerate launch` was told."""
+    deterministic: Literal["off", "world-size"] = "off"
+    """`world-size` gives the same adapter, bit for bit, however many processes share a step's micro-batches: their
+    gradients are added in one order."""
+
+    @model_validator(mode="after")
+    def _the_same_kernels(self) -> SpeedSpec:
+        if self.deterministic == "world-size" and self.compile:
+            raise ValueError(
+                "speed.deterministic: world-size cannot hold with speed.compile: what is compiled depends on the "
+                "batches that a process has seen. Leave one of them out"
+            )
+        return self
+
+    @property
+    def tokens_at_once(self) -> int | Literal["auto", "whole"]:
+        """Where bits count, what is free on a machine must not say where a micro-batch is cut."""
+        free_to_cut = self.deterministic == "off" or self.micro_batch_tokens != "auto"
+        return self.micro_batch_tokens if free_to_cut else "whole"
 
 
 class Spec(Frozen):

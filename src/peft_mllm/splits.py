@@ -106,6 +106,7 @@ class Splits:
         seed: of the run.
         measure: a record's length for the model.
         screen: where progress is shown.
+        read: what was read before, which runs of one base may share.
     """
 
     tasks: Mapping[str, Task]
@@ -113,7 +114,7 @@ class Splits:
     seed: int
     measure: Measure
     screen: Screen
-    _read: dict[tuple[str, Split], Opened | None] = field(default_factory=dict)
+    read: dict[tuple[object, ...], Opened | None] = field(default_factory=dict)
 
     def training(self) -> Opened:
         """What is learned: the task's training records without those that are held out.
@@ -173,9 +174,15 @@ class Splits:
         return own if own is not None and own.records else None
 
     def _open(self, name: str, split: Split) -> Opened | None:
-        if (name, split) not in self._read:
-            self._read[name, split] = self._opened(name, split) if self.tasks[name].has(split) else None
-        return self._read[name, split]
+        task = self.tasks[name]
+        key = (id(task), split, self.data, self._draw(split))
+        if key not in self.read:
+            self.read[key] = self._opened(name, split) if task.has(split) else None
+        return self.read[key]
+
+    def _draw(self, split: Split) -> int | None:
+        """The seed by which training records are drawn; None where they are not."""
+        return self.seed if split == "train" and self.data.subset == "random" else None
 
     def _opened(self, name: str, split: Split) -> Opened:
         data, training = self.data, split == "train"
@@ -186,5 +193,5 @@ class Splits:
             measure=self.measure,
             limit=data.max_train_samples if training else data.max_eval_samples,
             screen=self.screen,
-            draw=self.seed if training and data.subset == "random" else None,
+            draw=self._draw(split),
         )

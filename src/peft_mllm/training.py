@@ -7,7 +7,6 @@ checkpoint, early stopping, metrics, and an end that can always be taken up agai
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +20,10 @@ from torch.utils.data import DataLoader
 from peft_mllm.data.plan import Plan
 from peft_mllm.data.trees import Batch
 from peft_mllm.errors import RESUME, DiskError, DivergedError, Interrupted
+from peft_mllm.gradients import at_once, in_order
 from peft_mllm.memory.relief import Relief
 from peft_mllm.optimizer import flat_state, load_flat_state
+from peft_mllm.pieces import clip_to_norm, cut_like, whole
 from peft_mllm.progress import Progress, StepResult
 from peft_mllm.rundir import START_AGAIN, Checkpoint, RunDir, checkpoint_name, verify
 from peft_mllm.seeds import derive
@@ -33,7 +34,7 @@ from peft_mllm.world import World
 STATE = "state.safetensors"
 MakeBatches = Callable[[Sequence[int]], list[Batch]]
 """Indices of a micro-batch's samples to what is computed at once: one batch, or several where one is too large."""
-Compute = Callable[[Batch, int, int], Tensor]
+Compute = Callable[[Batch, int, float], Tensor]
 """A batch, the seed of its dropout and the step's answer tokens to its losses (A,); their gradients, divided by those
 tokens, are added to the parameters'."""
 
@@ -59,6 +60,8 @@ class Job:
         stop: whether somebody asked to stop; polled after each step.
         relief: computes a step's gradients, in smaller parts where memory runs out.
         compute: a batch's losses; adds their gradients.
+        clock: seconds that the run has taken, since any moment.
+        ordered: add gradients in the order of the micro-batches, so that the number of processes changes no bit.
         wanted: the evaluated steps so far whose checkpoints will be used after training, beside the best.
     """
 
@@ -78,6 +81,8 @@ class Job:
     stop: Callable[[], bool]
     relief: Relief
     compute: Compute
+    clock: Callable[[], float]
+    ordered: bool = False
     wanted: Callable[[Progress], Collection[int]] = lambda progress: ()
     parameters: dict[str, nn.Parameter] = field(init=False)
 
@@ -95,17 +100,25 @@ def train_step(job: Job, step: int, batches: Sequence[Batch]) -> StepResult:
     def gradients(of: Sequence[Batch]) -> list[Tensor]:
         # dropout is a function of step and samples: resuming changes nothing, nor does the number of processes
         seeds = [derive(job.seed, "dropout", step, batch.sample_ids[0]) for batch in of]
+        _keep_in_step(job, step, len(of))
         return [job.compute(batch, seed, answers) for batch, seed in zip(of, seeds, strict=True)]
 
-    batches, losses = job.relief.compute(gradients, batches, lambda: _samples(job, step), job.optimizer.zero_grad)
-    world.sum_gradients(params)
-    loss = world.sum(sum(each.detach().double().sum().item() for each in losses) / answers)[0]
-    norm = nn.utils.clip_grad_norm_(params, job.spec.max_grad_norm or float("inf")).item()
+    add_up = in_order if job.ordered else at_once
+    batches, losses = add_up(gradients, batches, job.plan.step(step), params, world, job.relief)
+    loss = world.exact_sum([each.detach().double().sum().item() for each in losses]) / answers
+    norm = clip_to_norm(params, job.spec.max_grad_norm or float("inf")).item()
     if not torch.tensor([loss, norm]).isfinite().all():
         raise DivergedError(_why_diverged(world, step, loss, norm, batches, losses))
     job.optimizer.step()
     job.optimizer.zero_grad()
     return StepResult(loss, norm, tokens, answers, sequence_tokens, images)
+
+
+def _keep_in_step(job: Job, step: int, count: int) -> None:
+    """Where weights lie in pieces, compute as often as the process that does most; what that adds to gradients is 0."""
+    shards = job.tuned.shards
+    for _ in range(shards.most(count) - count if shards else 0):
+        job.compute(job.make_batches(job.plan.step(step)[0])[0], 0, math.inf)
 
 
 def _counted(batches: Sequence[Batch]) -> list[int]:
@@ -126,13 +139,14 @@ def train(job: Job) -> Progress:
         Interrupted: somebody asked to stop; the state is saved.
     """
     progress = _resume(job)
-    began = time.monotonic() - progress.seconds
+    began = job.clock() - progress.seconds
     for batches in _steps(job, progress.step):
         if progress.stopped_early:
             break
-        job.tuned.model.train()
+        if not job.tuned.model.training:  # going through all modules takes as long as a small layer
+            job.tuned.model.train()
         result = train_step(job, progress.step, batches)
-        progress.advance(result, time.monotonic() - began)
+        progress.advance(result, job.clock() - began)
         job.show(progress.step, result.loss, progress.tokens_per_second)
         gained = _due(job, job.spec.eval_strategy, job.spec.eval_steps, progress.step) and _evaluate(job, progress)
         last = progress.step == job.total_steps or progress.stopped_early
@@ -222,15 +236,15 @@ def mean_loss(tuned: Tuned, batches: Iterator[Batch], world: World) -> float:
         DivergedError: it is not finite; names the samples.
     """
     tuned.model.eval()
-    total, answers = 0.0, 0
+    sums, answers = [], 0
     bad: list[str] = []
-    for batch in batches:
-        losses = tuned.answer_losses(batch.to(tuned.device))
-        total += losses.double().sum().item()
-        answers += batch.answer_tokens
-        bad += _bad_samples(batch, losses)
-    total, answers_everywhere = world.sum(total, answers)
-    loss = total / answers_everywhere
+    with tuned.in_step():
+        for batch in batches:
+            losses = tuned.answer_losses(batch.to(tuned.device))
+            sums.append(losses.double().sum().item())
+            answers += batch.answer_tokens
+            bad += _bad_samples(batch, losses)
+    loss = world.exact_sum(sums) / world.sum(answers)[0]
     if not math.isfinite(loss):
         raise DivergedError(
             f"The validation loss is {loss}. Samples: {_listed(world.gather(bad))}. The last checkpoint is good. "
@@ -253,13 +267,18 @@ def save_checkpoint(job: Job, progress: Progress) -> None:
     """
     tensors = {f"parameter|{name}": p.detach() for name, p in job.parameters.items()}
     tensors |= {f"optimizer|{k}": v for k, v in flat_state(job.optimizer, job.parameters).items()}
-    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+    bad: list[str] = []
+    on_cpu: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        together = whole(tensor)
+        bad += [] if together.isfinite().all() else [name]
+        on_cpu |= {name: together.contiguous().cpu()} if job.world.is_main else {}
+    if bad:
         raise DivergedError(
             f"Training diverged at step {progress.step}: {bad[0]} is not finite after the update. Nothing of this "
             "step was saved; the last checkpoint is good. Lower train.learning_rate."
         )
     if job.world.is_main:
-        on_cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         job.run.commit(
             checkpoint_name(progress.step),
             lambda directory: save_file(on_cpu, directory / STATE),
@@ -313,7 +332,7 @@ def load_checkpoint(job: Job, directory: Path) -> None:
 @torch.no_grad()
 def _put_back(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[f"parameter|{name}"])
+        parameter.copy_(cut_like(tensors[f"parameter|{name}"], parameter))
 
 
 def load_parameters(tuned: Tuned, run: Path, step: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,10 @@ from peft_mllm.errors import MethodError, ModelError
 from peft_mllm.lean import lean_of
 from peft_mllm.methods.base import Method
 from peft_mllm.models.base import Family
+from peft_mllm.proof import Proof
 from peft_mllm.quantization import check_attached, check_trains, size_of
 from peft_mllm.recompute import Recompute, set_recompute
+from peft_mllm.sharding import Shards
 from peft_mllm.switch import switched_off
 
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
@@ -59,7 +61,8 @@ class Tuned:
             and peft's own prompt methods widen a two-dimensional mask in PeftModel's forward: there every sample
             is a padded row.
         bf16: compute in bfloat16 by autocast.
-        proofs: what was found exact on this model, or not, by name: so that it is tried once.
+        shards: the pieces in which processes hold its weights; None where each holds all of them.
+        proofs: of what was tried on this model, by name: so that it is tried once.
     """
 
     family: Family
@@ -67,7 +70,8 @@ class Tuned:
     base: PreTrainedModel
     trees: bool
     bf16: bool = False
-    proofs: dict[str, bool] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    shards: Shards | None = None
+    proofs: dict[str, Proof] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -85,14 +89,16 @@ class Tuned:
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Logits (A, V) that predict the batch's answer tokens; none are computed elsewhere."""
-        inputs = self._inputs(batch)
         if self._through_base:
-            inputs |= {"position_ids": batch.position_ids, "use_cache": False}
-            return self.logits_at(batch.rows, batch.columns, packing=batch.packing, **inputs)
-        with self._precision():
-            logits = self.model(**inputs).logits
+            return self.logits_at(batch.rows, batch.columns, packing=batch.packing, **self.asked_of_base(batch))
+        with self.precision():
+            logits = self.model(**self._inputs(batch)).logits
         widened = logits.shape[1] - batch.input_ids.shape[1]  # virtual tokens stand in front
         return logits[batch.rows, batch.columns + widened]
+
+    def asked_of_base(self, batch: Batch) -> dict[str, Any]:
+        """The arguments of the base's own forward for a batch."""
+        return self._inputs(batch) | {"position_ids": batch.position_ids, "use_cache": False}
 
     def logits_at(self, rows: Tensor, columns: Tensor, *, packing: Packing | None = None, **inputs: Any) -> Tensor:
         """Logits (A, V) at places of one forward of the base; its own arguments, and how its row is packed if it is."""
@@ -100,7 +106,7 @@ class Tuned:
         lean = lean_of(self.decoder)
         if lean is not None:
             lean.answers = rows, columns
-        with self._precision():
+        with self.precision():
             hidden = self.base.base_model(**inputs).last_hidden_state
             trimmed = lean is not None and lean.trimmed
             return self.family.logits(hidden[0] if trimmed else hidden[rows, columns])
@@ -109,7 +115,11 @@ class Tuned:
         """Cross-entropy (A,) of each answer token, in float32."""
         return nn.functional.cross_entropy(self.answer_logits(batch).float(), batch.targets, reduction="none")
 
-    def add_gradients(self, batch: Batch, seed: int, answers: int) -> Tensor:
+    def in_step(self) -> AbstractContextManager[None]:
+        """Around what each process computes for itself, without gradients; where weights lie in pieces, all wait."""
+        return self.shards.together() if self.shards else nullcontext()
+
+    def add_gradients(self, batch: Batch, seed: int, answers: float) -> Tensor:
         """Losses (A,) of a batch; the gradients of their sum over `answers` are added to the parameters'.
 
         Args:
@@ -131,7 +141,7 @@ class Tuned:
         assert self.takes_padding or len(batch.input_ids) == 1, "ask these prompts one by one"
         asked = self.base if self._through_base else self.model
         self._announce(batch.packing)
-        with self._precision(), warnings.catch_warnings():
+        with self.precision(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Position ids are not supported")
             sequences = asked.generate(**self._inputs(batch), **options)
         return sequences[:, batch.input_ids.shape[1] :]
@@ -163,7 +173,8 @@ class Tuned:
         if port is not None:
             port.packing = packing
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """The context in which the model computes."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     @contextmanager
@@ -237,7 +248,8 @@ def attach(
         method.initialise(model, anatomy)
         tuned = _connected(family, model, bf16=bf16)
     for parameter in tuned.trainable().values():
-        parameter.data = parameter.data.float()
+        own = parameter.data.float()
+        parameter.data = own.clone() if family.is_twin else own
     set_recompute(tuned.base, anatomy, recompute)
     return tuned
 

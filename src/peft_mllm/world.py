@@ -6,15 +6,18 @@ the sum is right for any split of micro-batches, and no wrapper stands around th
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
+
+from peft_mllm.pieces import in_pieces
 
 T = TypeVar("T")
 
@@ -56,6 +59,10 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
+    def exact_sum(self, values: Sequence[float]) -> float:
+        """The sum of all processes' values, rounded once: the same bits whoever has which of them."""
+        return math.fsum(self.gather(list(values)))
+
     def any(self, value: bool) -> bool:
         """Whether it is true in any process."""
         return self.sum(float(value))[0] > 0
@@ -68,11 +75,22 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
         if self.size == 1:
             return
-        gradients = [parameter.grad for parameter in used if parameter.grad is not None]
+        # a weight in pieces gets the sum of all processes' gradients where it is cut
+        gradients = [p.grad for p in used if p.grad is not None and not in_pieces(p)]
+        if not gradients:
+            return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
+
+    def tensors(self, mine: Tensor) -> list[Tensor]:
+        """A tensor of each process, in the order of the processes; all of one shape."""
+        if self.size == 1:
+            return [mine]
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(everyone, mine)
+        return everyone
 
     def share(self, value: T) -> T:
         """The main process's value, in every process."""

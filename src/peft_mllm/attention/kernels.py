@@ -154,7 +154,7 @@ def _cpu_backward(
 ) -> Any:
     kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward
     length = query.shape[2]
-    exact = query.dtype == torch.float32  # what is added up in lesser types loses digits
+    exact = query.dtype in (torch.float32, torch.float64)  # what is added up in lesser types loses digits
     blocks = max(1, round(length / BLOCK)) if causal and exact else 1
     if blocks == 1:
         return kernel(grad, query, key, value, out, lse, 0.0, causal, scale=scale)

@@ -8,7 +8,7 @@ asked the same and must say the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,6 +63,11 @@ class Parts:
     def by_functions(self) -> bool:
         """Whether any of it is."""
         return bool(self.heads or self.out or self.gated)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is."""
+        return bool(self.heads and self.out and self.gated)
 
     @property
     def adapted(self) -> bool:
@@ -150,20 +155,18 @@ def with_functions(parts: Parts, kernels: Kernels) -> Parts:
     return _proven(made, parts)
 
 
-def joined(plain: Parts, runs: Sequence[Parts], *, before: Rows, after: Rows) -> Parts | None:
-    """A layer that several runs share, with the tuners of all; None where not all of it is by functions in each.
+def joined(plain: Parts, runs: Sequence[Parts], *, before: Rows, after: Rows) -> Parts:
+    """A layer that several runs share, with the tuners of all.
 
     Args:
         plain: the layer without a method.
-        runs: the layer in each run's model.
+        runs: the layer in each run's model, the whole of it by functions.
         before: whose rows are whose in its attention.
         after: likewise after it.
     """
     heads = [run.heads for run in runs if run.heads is not None]
     out = [run.out for run in runs if run.out is not None]
     gated = [run.gated for run in runs if run.gated is not None]
-    if min(len(heads), len(out), len(gated)) < len(runs):
-        return None
     return replace(
         plain,
         adapters=tuple(adapter for run in runs for adapter in run.adapters),
@@ -173,8 +176,25 @@ def joined(plain: Parts, runs: Sequence[Parts], *, before: Rows, after: Rows) ->
             gated[0],
             gate_up=Products.joined([each.gate_up for each in gated], after),
             down=Products.joined([each.down for each in gated], after),
+            kernels=_apart(gated[0].kernels, after),
         ),
     )
+
+
+def _apart(kernels: Kernels, rows: Rows) -> Kernels:
+    """Likewise, each run's rows by themselves where several threads share them out: silu rounds otherwise where a
+    thread's share ends, and that must be where it ends in the run alone. Products and norms do not."""
+
+    def by_runs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def called(*told: Tensor) -> Tensor:
+            if told[0].device.type != "cpu" or torch.get_num_threads() == 1:
+                return function(*told)
+            return torch.cat([function(*(each[at] for each in told)) for at in rows.stretches])
+
+        return called
+
+    silu, back = by_runs(kernels.silu_product), by_runs(kernels.silu_product_back)
+    return replace(kernels, silu_product=silu, silu_product_back=back)
 
 
 def _norm(module: nn.Module) -> Norm | None:

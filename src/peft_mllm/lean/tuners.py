@@ -123,7 +123,7 @@ class LowRank:
         return [grad_inner.T @ t, grad.T @ outer, *of_scale]
 
     def _between(self, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """s act(inner) (N, r), and from its gradient those of inner and of s, where s is trained."""
+        """S act(inner) (N, r), and from its gradient those of inner and of s, where s is trained."""
         if self.activation is None and not isinstance(self.scale, tuple):
             return inner * self.scale, grad * self.scale, []
         with torch.enable_grad():  # it is small: autograd knows every activation

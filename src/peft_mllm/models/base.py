@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Family(ABC):
         reach: tokens up to which nothing that a prompt's first tokens compute depends on its length; None is any.
         notes: what a user should know of how this model was put together.
         patches: positions that the vision tower computes for an image; 0 where that depends on the image.
+        is_twin: whether another model has the same weights in memory: then what trains of them must be copied.
     """
 
     anatomy: Anatomy
@@ -68,6 +70,7 @@ class Family(ABC):
     reach: int | None = None
     notes: tuple[str, ...] = ()
     patches: int = 0
+    is_twin: bool = False
 
     @classmethod
     @abstractmethod
@@ -131,6 +134,13 @@ class Family(ABC):
     def image_settings(self) -> Mapping[str, Any]:
         """What decides pixels beside the images: the settings of the image processor."""
 
+    def twin(self) -> Family:
+        """Another model on the same weights, to put a method on: they are in memory once."""
+        family = copy.copy(self)
+        shared = {id(tensor): _same_numbers(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
+        family.model, family.is_twin = copy.deepcopy(self.model, shared), True
+        return family
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (A, V) of the decoder's hidden states (A, D): the head alone, unless a model does more."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
@@ -145,6 +155,13 @@ class Family(ABC):
     @abstractmethod
     def save(self, directory: Path) -> None:
         """Write model, tokenizer and processor as a directory that plain transformers loads."""
+
+
+def _same_numbers(tensor: Tensor) -> Tensor:
+    """A parameter of its own on the same memory; one of a special kind, or a buffer, is itself."""
+    from torch import nn
+
+    return nn.Parameter(tensor.data, requires_grad=False) if type(tensor) is nn.Parameter else tensor
 
 
 def check_marks(record: Record) -> None:
