@@ -21,16 +21,30 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / PACKAGE
 # The floors, from the ground up. A module or package imports from its own floor or from those below.
 FLOORS = [
     {"errors"},
-    {"assets", "bins", "document", "files", "interrupt", "record", "seeds", "shelf", "spec", "weights", "world"},
+    {
+        "assets",
+        "bins",
+        "document",
+        "files",
+        "interrupt",
+        "pieces",
+        "proof",
+        "record",
+        "seeds",
+        "shelf",
+        "spec",
+        "weights",
+        "world",
+    },
     {"anatomy", "answers", "pages", "progress", "provenance", "rundir", "scenes", "screen", "trackers"},
-    {"attention", "data", "optimizer", "parts", "quantization", "recompute"},
+    {"attention", "data", "optimizer", "parts", "quantization", "recompute", "sharding"},
     {"methods", "metrics", "models", "tasks"},
     {"card", "lean", "loading", "preparing", "prompts", "specfile", "splits", "switch", "tuned"},
-    {"bare", "choices", "convert", "decoding", "evaluation", "exactness", "features", "identity", "inspection"}
-    | {"listing", "matrix", "memory", "mount", "pictures", "preview", "released", "retention", "scoring", "training"}
-    | {"vision_once"},
-    {"curve", "fitting", "run", "scored"},
-    {"saved", "study"},
+    {"bare", "choices", "convert", "decoding", "evaluation", "exactness", "features", "gradients", "identity"}
+    | {"inspection", "listing", "matrix", "memory", "mount", "pictures", "preview", "released", "retention", "scoring"}
+    | {"training"},
+    {"common", "curve", "fitting", "run", "scored"},
+    {"saved", "study", "together"},
     {"annotate", "chat", "demo", "exporting", "reproduce", "versus"},
     {"cli", ""},
     {"__main__"},

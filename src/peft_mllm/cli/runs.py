@@ -22,22 +22,32 @@ Choices = Literal["generate", "likelihood", "likelihood_sum", "likelihood_chars"
     epilog=example(
         "peft-mllm train spec.yaml",
         "peft-mllm train spec.yaml method=ia3 train.learning_rate=1e-2 output_dir=runs/ia3",
+        "peft-mllm train lora.yaml ia3.yaml prefix.yaml",
         "accelerate launch --multi_gpu --num_processes 2 -m peft_mllm train spec.yaml",
     )
 )
 def train(
     spec: Annotated[Path, typer.Argument(help="YAML file that says what to run; docs/tour.md explains it.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.")
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SPEC]... [KEY=VALUE]...",
+            help="Further specs of the same base, trained together with it; values that replace the files'.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train and evaluate one spec; the same command again resumes it."""
+    """Train and evaluate a spec, or several of one base together; the same command again resumes."""
     from peft_mllm.run import run
     from peft_mllm.specfile import load_spec
     from peft_mllm.world import World
 
-    read = load_spec(spec, overrides or ())
+    others = [Path(each) for each in more or () if "=" not in each]
+    overrides = [each for each in more or () if "=" in each]
+    if others:
+        _train_together([spec, *others], overrides, as_json=as_json)
+        return
+    read = load_spec(spec, overrides)
     result = run(read)
     World().close()  # a process that ends within its group may be aborted by the group's threads
     if os.environ.get("RANK", "0") != "0":
@@ -48,6 +58,25 @@ def train(
         show_scores(result["scores"], result["notes"])
         left = "Result, predictions and adapter" if result["adapter"] else "Result and predictions"
         console.print(f"\n{left}: {read.output_dir}", markup=False)
+
+
+def _train_together(files: list[Path], overrides: list[str], *, as_json: bool) -> None:
+    """Run several specs in this process and show each; ends with the first error's code if there is one."""
+    from peft_mllm.specfile import load_spec
+    from peft_mllm.together import run_together
+
+    specs = [load_spec(file, overrides) for file in files]
+    outcomes = run_together(specs)
+    results = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    if as_json:
+        say_json(results)
+    for spec, outcome in zip(specs, outcomes, strict=True) if not as_json else ():
+        console.print(f"\n[bold]{escape(spec.title)}[/] ({escape(spec.output_dir)})")
+        if isinstance(outcome, dict):
+            show_scores(outcome["scores"], outcome["notes"])
+    errors = [outcome for outcome in outcomes if not isinstance(outcome, dict)]
+    if errors:
+        raise errors[0]
 
 
 @verbs.command(

@@ -60,6 +60,9 @@ def run(
     slots: Annotated[int | None, typer.Option(min=1, help="Runs at once; one per GPU, or per core.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each run; 1 on a CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; one is started here if left out.")] = None,
+    together: Annotated[
+        int | None, typer.Option(min=1, help="Runs of one base in one process; 8 without a GPU, 1 with.")
+    ] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Failures after which a run is set aside.")] = 3,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what was set aside.")] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
@@ -74,8 +77,12 @@ def run(
         raise SpecError(f"--engine {engine}: there are pool and ray.")
     if address is not None and engine != "ray":
         raise SpecError("--address is of a Ray cluster; say --engine ray, too.")
+    if together is not None and engine == "ray":
+        raise SpecError("--together is of a pool; on Ray every run has a process of its own.")
     read = load_study(study, overrides or ())
-    machines = Machines(engine="ray" if engine == "ray" else "pool", slots=slots, threads=threads, address=address)
+    machines = Machines(
+        engine="ray" if engine == "ray" else "pool", slots=slots, threads=threads, address=address, together=together
+    )
     run_and_report(read, machines, attempts=attempts, retry=retry, report=report, as_json=as_json)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from peft_mllm.errors import DataError
 from peft_mllm.study.attempts import ATTEMPTS_FOLDER, MOST_ATTEMPTS
 from peft_mllm.study.definition import Study
-from peft_mllm.study.engine import Conducted, Engine, Job, Pool, RayCluster, conduct, view_for
+from peft_mllm.study.engine import Bundles, Conducted, Engine, Job, Pool, RayCluster, conduct, view_for
 from peft_mllm.study.index import read_index
 from peft_mllm.study.matched import matched_axis
 from peft_mllm.study.plan import Plan
@@ -20,6 +20,8 @@ from peft_mllm.study.state import State
 from peft_mllm.study.wording import and_list
 
 EngineName = Literal["pool", "ray"]
+TOGETHER = 8
+"""Runs of one base in one process on CPUs: what each has to itself is small beside the base, its data and images."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Machines:
         slots: runs at once; found out if None.
         threads: of each run; 1 on a CPU if None.
         address: of a Ray cluster; one is started here if None.
+        together: runs of one base in one process, at most; if None 8 without a GPU, and 1 with.
     """
 
     engine: EngineName = "pool"
     slots: int | None = None
     threads: int | None = None
     address: str | None = None
+    together: int | None = None
 
 
 def open_study(study: Study, *, attempts: int = MOST_ATTEMPTS) -> State:
@@ -131,4 +135,6 @@ def run_study(
 def _engine(machines: Machines) -> Engine:
     if machines.engine == "ray":
         return RayCluster(address=machines.address, slots=machines.slots, threads=machines.threads)
-    return Pool(slots=machines.slots, threads=machines.threads)
+    pool = Pool(slots=machines.slots, threads=machines.threads)
+    together = machines.together or (1 if pool.has_devices else TOGETHER)
+    return Bundles(pool, together) if together > 1 else pool

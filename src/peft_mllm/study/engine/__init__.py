@@ -9,6 +9,7 @@ Files hold the truth. Whatever is killed, the same call goes on from there. Impo
 """
 
 from peft_mllm.study.attempts import Attempt, Attempts
+from peft_mllm.study.engine.bundles import Bundles
 from peft_mllm.study.engine.conductor import Conducted, conduct
 from peft_mllm.study.engine.jobs import Ending, Engine, EngineError, Job
 from peft_mllm.study.engine.live import LineView, LiveView, QuietView, View, view_for
@@ -19,6 +20,7 @@ from peft_mllm.study.engine.standing import Standing, status_of
 __all__ = [
     "Attempt",
     "Attempts",
+    "Bundles",
     "Conducted",
     "Ending",
     "Engine",

@@ -181,7 +181,7 @@ class Conductor:
         """What an ending means for its run."""
         if ending.in_use:
             self._held[job.id] = time.monotonic() + max(AGAIN, min(ending.wait or 0.0, 6 * AGAIN))
-        elif ending.code == EXIT_DONE and job.id not in self._open:
+        elif job.id not in self._open:  # whatever became of its process: its result verifies
             self._succeed(job, time.monotonic() - began)
         elif ending.code == EXIT_DONE:
             self._fail(

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ class Forks:
             "start": job.id,
             "title": job.title,
             "spec": dict(job.spec),
+            "members": {member.id: dict(member.spec) for member in job.members},
             "log": str(Path(folder or Path.cwd()) / job.log),
+            "logs": [str(Path(folder or Path.cwd()) / member.log) for member in job.members[1:]],
             "folder": folder or str(Path.cwd()),
             "environment": dict(environment),
         }
@@ -154,17 +157,30 @@ class Forks:
             for order in orders:
                 self._order(order)
             unbegun, self._stopped = self._stopped, set()
-            return [self._ending(job, EXIT_INTERRUPTED) for job in sorted(unbegun & self._running.keys())]
+            return [
+                ending
+                for job in sorted(unbegun & self._running.keys())
+                for ending in self._endings(job, EXIT_INTERRUPTED, begun=False)
+            ]
         if "said" in said:
             self._said[said["said"]] = said
             return []
-        return [self._ending(said["ended"], said["code"])]
+        return self._endings(said["ended"], said["code"])
 
-    def _ending(self, name: str, code: int | None, message: str = "") -> Ending:
-        job, said = self._running.pop(name), self._said.pop(name, {})
+    def _endings(self, name: str, code: int | None, message: str = "", *, begun: bool = True) -> list[Ending]:
+        """How a job ended, or each member of a bundle: one that said nothing ended well, if the process lived on."""
+        job = self._running.pop(name)
+        if not job.members:
+            return [self._ending(name, code, message, job.log)]
+        silent = 0 if begun and code is not None and code >= 0 else code
+        codes = {member.id: self._said.get(member.id, {}).get("code", silent) for member in job.members}
+        return [replace(self._ending(member, code, message, job.log), bundle=name) for member, code in codes.items()]
+
+    def _ending(self, name: str, code: int | None, message: str, log: Path) -> Ending:
+        said = self._said.pop(name, {})
         if code == 0:
             return Ending(name, code)
-        message = said.get("message") or message or last_lines(job.log)
+        message = said.get("message") or message or last_lines(log)
         return Ending(name, code, message, in_use=bool(said.get("in_use")), wait=said.get("wait"))
 
     def _lost(self) -> list[Ending]:
@@ -173,9 +189,8 @@ class Forks:
         code = self._server.wait()
         self._errors.seek(0)
         complaint = self._errors.read().decode(errors="replace").strip()
-        lost = [
-            self._ending(job, None, f"the process that started it ended with code {code}") for job in [*self._running]
-        ]
+        why = f"the process that started it ended with code {code}"
+        lost = [ending for job in [*self._running] for ending in self._endings(job, None, why)]
         ready = self._ready
         self.close()
         if code > 0 and not ready:

@@ -33,12 +33,14 @@ class Job:
         title: what the live view calls it.
         directory: of the run.
         spec: as JSON data; its output_dir is `directory`.
+        members: the jobs that this one does together in one process, if it is a bundle of several.
     """
 
     id: str
     title: str
     directory: Path
     spec: Mapping[str, Any]
+    members: tuple[Job, ...] = ()
 
     @property
     def log(self) -> Path:
@@ -57,6 +59,7 @@ class Ending:
         in_use: another process holds the run's directory, so nothing was tried.
         wait: seconds until that process's lease runs out, where that is known.
         host: where it ran, if that is known.
+        bundle: the id of the job whose member it was, if it was one.
     """
 
     id: str
@@ -65,6 +68,7 @@ class Ending:
     in_use: bool = False
     wait: float | None = None
     host: str = ""
+    bundle: str = ""
 
 
 class Engine(ABC):

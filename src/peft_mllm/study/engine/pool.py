@@ -37,6 +37,11 @@ class Pool(Engine):
         return self._slots
 
     @property
+    def has_devices(self) -> bool:
+        """Whether runs have GPUs."""
+        return bool(self._devices)
+
+    @property
     def name(self) -> str:
         """In words."""
         on = f" on {len(self._devices)} GPU{'s' * (len(self._devices) > 1)}" if self._devices else ""
@@ -55,7 +60,8 @@ class Pool(Engine):
         """What ended; its slot is free."""
         ended = self._forks.endings(seconds)
         for each in ended:
-            self._free.append(self._taken.pop(each.id))
+            if (slot := self._taken.pop(each.bundle or each.id, None)) is not None:  # a bundle's members have one
+                self._free.append(slot)
         self._free.sort()
         return ended
 

@@ -5,6 +5,7 @@ milliseconds; the child is a process of its own nevertheless. Orders come in as 
 out as such. The server itself computes nothing and touches no device, so its children may.
 
     in   {"start": ID, "title": ..., "spec": {...}, "log": PATH, "folder": PATH, "environment": {...}}
+    in   {"start": ID, ..., "members": {ID: {...}}}   several specs in one child; each says by its own ID how it ended
     in   {"signal": ID, "number": 15}
     out  {"ready": true}                          everything is imported
     out  {"said": ID, "message": ..., ...}        by the child, before it ends with other than 0
@@ -23,12 +24,12 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from peft_mllm.study.engine.child import Work, attempt, begin_log
+from peft_mllm.study.engine.child import Work, WorkOfSeveral, attempt, attempt_all, begin_log, point_to
 from peft_mllm.study.engine.mortal import die_with
 
 POLL_SECONDS = 0.02
@@ -40,11 +41,12 @@ class Server:
 
     Args:
         work: what a child does.
+        together: what it does with several specs at once.
         say: descriptor that the answers go to.
     """
 
-    def __init__(self, work: Work, say: int) -> None:
-        self._work, self._say = work, say
+    def __init__(self, work: Work, together: WorkOfSeveral, say: int) -> None:
+        self._work, self._together, self._say = work, together, say
         self._children: dict[int, str] = {}
         self._rest = b""
 
@@ -90,11 +92,17 @@ class Server:
             os.setpgid(0, 0)  # so that its own children can be ended with it
         die_with(parent)
         begin_log(order["log"], order["title"])
+        for log in order["logs"]:
+            point_to(order["log"], log)
         os.environ.update(order["environment"])
-        said = attempt(self._work, order["spec"], folder=order["folder"])
-        if said.code:
-            answer(self._say, {"said": order["start"], **asdict(said)})
-        return said.code
+        if members := order["members"]:
+            every = attempt_all(self._together, members, folder=order["folder"])
+        else:
+            every = {order["start"]: attempt(self._work, order["spec"], folder=order["folder"])}
+        for name, said in every.items():
+            if said.code:
+                answer(self._say, {"said": name, **asdict(said)})
+        return max(said.code for said in every.values())
 
     def _signal(self, job: str, number: int) -> None:
         for child, of in self._children.items():
@@ -115,11 +123,18 @@ def answer(descriptor: int, value: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
 
-def load(name: str) -> Work:
-    """The function that `module:function` names; importing its module imports what it needs."""
+def load(name: str) -> tuple[Work, WorkOfSeveral]:
+    """The function that `module:function` names, and the one for several specs; importing them imports what they need.
+
+    The second is called as the first with `_together` after it; a module may have none.
+    """
     module, _, function = name.partition(":")
-    work: Work = getattr(importlib.import_module(module), function)
-    return work
+    found = importlib.import_module(module)
+    return getattr(found, function), getattr(found, f"{function}_together", _none_together)
+
+
+def _none_together(specs: Sequence[Mapping[str, Any]]) -> Sequence[BaseException | None]:
+    raise NotImplementedError("this work is done one by one")
 
 
 def _signal_group(leader: int, number: int) -> None:
@@ -132,10 +147,10 @@ def main() -> None:
     die_with(int(sys.argv[1]))
     say = os.dup(1)
     os.dup2(2, 1)
-    work = load(sys.argv[2])
+    work, together = load(sys.argv[2])
     gc.collect()
     gc.freeze()  # the children share what is there; collecting it would copy it
-    code = Server(work, say).serve()
+    code = Server(work, together, say).serve()
     if code is not None:
         end(code)
 

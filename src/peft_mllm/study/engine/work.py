@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ from peft_mllm.models import MODELS
 from peft_mllm.run import run
 from peft_mllm.specfile import parse_spec
 from peft_mllm.tasks import TASKS
+from peft_mllm.together import outcomes_of
 
 
 def train(spec: Mapping[str, Any]) -> None:
@@ -21,6 +22,12 @@ def train(spec: Mapping[str, Any]) -> None:
         UserError: what `run` and `parse_spec` raise.
     """
     run(parse_spec(spec), quiet=True)
+
+
+def train_together(specs: Sequence[Mapping[str, Any]]) -> list[BaseException | None]:
+    """Run specs of one base, as `peft-mllm train` does with several; the error that ended each, or None."""
+    outcomes = outcomes_of([parse_spec(spec) for spec in specs], quiet=True)
+    return [outcome if isinstance(outcome, BaseException) else None for outcome in outcomes]
 
 
 def preload() -> None:
