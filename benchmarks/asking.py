@@ -53,7 +53,7 @@ def generate(case: Case, said: Said, *, micro: int) -> Side:
             said.append([text for start in questions[::micro] for text in ask(start, start + micro)])
             stepped()
 
-    return Side(f"HF generate, {micro} at once", train)
+    return Side(f"HF generate, {micro} at once", train, of="generate")
 
 
 def _asker(case: Case) -> Callable[[int, int], list[str]]:

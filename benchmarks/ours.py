@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.case import FOREVER, RATE, SEED, Case
 from benchmarks.seen import Seen, watching
 from benchmarks.turns import Side, Stepped
+from peft_mllm.common import Common
 from peft_mllm.data.supply import measure_with
 from peft_mllm.files import read_lines
 from peft_mllm.fitting import Fitted, Fitting
@@ -72,6 +73,7 @@ def fit(case: Case, spec: Spec, stop: Callable[[], bool] = lambda: False) -> Fit
             world=World(),
             screen=screen,
             stop=stop,
+            common=Common(),
         )
         return stage.fit(tuned, learning_rates(spec.train, METHODS[spec.method.name].learning_rate))
 

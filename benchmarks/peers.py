@@ -136,7 +136,7 @@ def hf(
         with watching(seen) if seen is not None else nullcontext():
             trainer.train()
 
-    return Side(name, train)
+    return Side(name, train, of="hf")
 
 
 def collator(processor: Any) -> Callable[[list[Example]], dict[str, Tensor]]:
@@ -205,7 +205,7 @@ def trl(
         with watching(seen) if seen is not None else nullcontext():
             trainer.train()
 
-    return Side(name, train)
+    return Side(name, train, of="trl")
 
 
 def dataset(examples: Sequence[Example]) -> Any:

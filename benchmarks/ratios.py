@@ -27,8 +27,9 @@ class Ratio:
 
 
 def ratio_of(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
-    """The ratio of seconds taken in turn; the n-th of both belong together."""
-    ratios = np.array(theirs) / np.array(ours)
+    """The ratio of seconds taken in turn; the n-th of both belong together, and one may have ended earlier."""
+    pairs = min(len(theirs), len(ours))
+    ratios = np.array(theirs[:pairs]) / np.array(ours[:pairs])
     drawn = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5))
     return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 Stepped = Callable[[], None]
+AGREEING = 1.05
+"""Rounds whose ratios are apart by no more than this are enough of them."""
 
 
 class OverError(Exception):
@@ -28,11 +30,13 @@ class Side:
     Attributes:
         name: in tables.
         train: trains without end, and calls its argument after each step.
+        of: the trainer that this is one way to run; of several ways only the quickest goes on after the first round.
         seconds: of each step after the first, which is the warm-up.
     """
 
     name: str
     train: Callable[[Stepped], None]
+    of: str = ""
     seconds: list[float] = field(default_factory=list)
 
 
@@ -84,13 +88,13 @@ class _Player:
 
 
 def take_turns(sides: Sequence[Side], *, rounds: int, until: float, least: int = 3, device: torch.device) -> None:
-    """Let each side take its warm-up step, then `rounds` measured ones in turn.
+    """Let each side take its warm-up step, then measured ones in turn, until their ratios are known well.
 
     Args:
         sides: who takes part.
         rounds: at most.
         until: value of time.monotonic after which no further round begins, once there are `least`.
-        least: rounds that are measured in any case.
+        least: rounds that are measured in any case; they do where they agree.
         device: CPU seconds of the process are measured on a CPU; wall seconds on a GPU, after it is idle.
     """
     players = [_Player(side) for side in sides]
@@ -98,16 +102,38 @@ def take_turns(sides: Sequence[Side], *, rounds: int, until: float, least: int =
         for player in players:
             player.turn()
         for done in range(rounds):
-            if done >= least and time.monotonic() > until:
+            playing = [player.side for player in players]
+            if done >= least and (time.monotonic() > until or _agree(playing)):
                 break
             for player in players:
                 gc.collect()
                 before = now(device)
                 player.turn()
                 player.side.seconds.append(now(device) - before)
+            for player in _slower(players):
+                players.remove(player)
+                player.end()
     finally:
         for player in players:
             player.end()
+
+
+def _slower(players: Sequence[_Player]) -> list[_Player]:
+    """Those that another way to run the same trainer has outrun."""
+    ways: dict[str, list[_Player]] = {}
+    for player in players:
+        ways.setdefault(player.side.of or player.side.name, []).append(player)
+    by_time = [sorted(several, key=lambda player: player.side.seconds[-1]) for several in ways.values()]
+    return [player for several in by_time for player in several[1:]]
+
+
+def _agree(sides: Sequence[Side]) -> bool:
+    """Whether the rounds gave nearly the same ratios to the first side."""
+    for side in sides[1:]:
+        ratios = [theirs / ours for theirs, ours in zip(side.seconds, sides[0].seconds, strict=True)]
+        if max(ratios) > AGREEING * min(ratios):
+            return False
+    return True
 
 
 def fits(side: Side, device: torch.device) -> bool:

@@ -116,7 +116,7 @@ def wanted(runs: Path | None) -> dict[Path, str]:
     readme = between(readme, "exits", exits_table())
     readme = between(readme, "tree", tree())
     if (ROOT / SPEED).is_file():
-        readme = between(readme, "speed", speed_table())
+        readme = between(readme, "speed", speed_section())
     untold = [key for key in spec.Spec.model_fields if f"`{key}`" not in tour]
     if untold:
         sys.exit(f"{TOUR} does not explain {and_list(untold)} in its first table of keys.")
@@ -199,12 +199,12 @@ def first_sentence(module: Path) -> str:
     return re.split(r"(?<! al)\. ", line)[0].rstrip(".")
 
 
-def speed_table() -> str:
-    """The benchmark's table, from what `make bench` wrote."""
+def speed_section() -> str:
+    """The benchmark's table with what it says, from what `make bench` wrote."""
     sys.path.insert(0, str(ROOT))  # the benchmark is no part of the package
-    from benchmarks.table import markdown
+    from benchmarks.table import section
 
-    return markdown(read_json(ROOT / SPEED))
+    return section(read_json(ROOT / SPEED))
 
 
 # --- from the demo's runs ---
