@@ -94,7 +94,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def unclocked(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Scores by task, without what differs between two runs that are the same."""
-    return {name: {**score, "seconds": 0, "resumed": 0} for name, score in scores.items()}
+    return {name: {**score, "seconds": 0, "resumed": 0, "proofs": {}} for name, score in scores.items()}
 
 
 def assert_same(run: Path, other: Path) -> None:

@@ -17,14 +17,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the benchmark is no part of the package
 
-from benchmarks import gate, peers  # noqa: E402
+from benchmarks import gate, peers, turns  # noqa: E402
 from benchmarks.case import Case  # noqa: E402
 from benchmarks.comparisons import Bench, data_of, gathered  # noqa: E402
 from benchmarks.ours import rehearse  # noqa: E402
 from benchmarks.ratios import ratio_of  # noqa: E402
 from benchmarks.seen import Seen, gradient_difference  # noqa: E402
 from benchmarks.shapes import SHAPES, Base, make_base  # noqa: E402
-from benchmarks.table import markdown  # noqa: E402
+from benchmarks.table import markdown, section  # noqa: E402
 from benchmarks.turns import Side, Stepped, take_turns  # noqa: E402
 from benchmarks.workloads import WORKLOADS, merged, read_data  # noqa: E402
 
@@ -114,9 +114,45 @@ def test_gradients_of_other_parameters_are_not_equal() -> None:
 # --- turns and ratios ---
 
 
-def test_sides_take_turns_and_end_in_the_middle_of_their_work() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that sides take as they say."""
+    told = [0.0]
+    monkeypatch.setattr(turns, "now", lambda device: told[0])
+    return told
+
+
+def steady(clock: list[float], name: str, *seconds: float, of: str = "") -> Side:
+    """A side whose steps take so long, the last of them for ever."""
+
+    def train(stepped: Stepped) -> None:
+        for step in range(99):
+            clock[0] += seconds[min(step, len(seconds) - 1)]
+            stepped()
+
+    return Side(name, train, of=of)
+
+
+def test_rounds_that_agree_are_enough(clock: list[float]) -> None:
+    sides = [steady(clock, "a", 1.0), steady(clock, "b", 9.0, 2.0, 2.05)]
+    take_turns(sides, rounds=9, until=float("inf"), device=CPU)
+    assert [len(each.seconds) for each in sides] == [3, 3]
+    sides = [steady(clock, "a", 1.0), steady(clock, "b", 9.0, 2.0, 3.0, 2.0, 3.0)]
+    take_turns(sides, rounds=5, until=float("inf"), device=CPU)
+    assert [len(each.seconds) for each in sides] == [5, 5]
+
+
+def test_a_peer_goes_on_with_its_quickest_way(clock: list[float]) -> None:
+    sides = [steady(clock, "a", 1.0), steady(clock, "b", 3.0, of="b"), steady(clock, "b", 2.0, of="b")]
+    take_turns(sides, rounds=5, until=float("inf"), device=CPU)
+    assert [len(each.seconds) for each in sides] == [3, 1, 3]
+    assert ratio_of(sides[1].seconds, sides[0].seconds).pairs == 1
+
+
+def test_sides_take_turns_and_end_in_the_middle_of_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     alive = threading.active_count()
+    monkeypatch.setattr(turns, "AGREEING", 0.0)
 
     def side(name: str) -> Side:
         def train(stepped: Stepped) -> None:
@@ -176,7 +212,7 @@ def test_each_row_has_peer_version_ratio_interval_and_equality(found: dict[str, 
         assert row["peer"].startswith("HF")
         assert row["version"][0].isdigit()
         assert 0 < row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
-        assert row["ratio"]["pairs"] == 3
+        assert row["ratio"]["pairs"] == (3 if row["best"] else 1)
         assert row["equal"] is not None
         assert row["equal"] <= 2e-2 or row["workload"].startswith("evaluation")
     assert [row["best"] for row in found["rows"]].count(True) == 2
@@ -196,6 +232,11 @@ def test_the_table_shows_the_best_of_each_peer_and_whether_the_bar_is_met(found:
     assert table.count(", missed") == 1
     assert "not shown" not in table
     assert "not shown" in markdown(found | {"rows": [hidden]}, all_rows=True)
+    readme = section(found | {"rows": [met, missed, memory, hidden, met | {"bar": None, "peer": "not asked"}]})
+    assert "1 of these 3 are missed" in readme
+    assert "not shown" not in readme
+    assert "not asked" not in readme
+    assert "All 1 are met" in section(found | {"rows": [met]})
 
 
 @pytest.mark.peers

@@ -48,10 +48,10 @@ def by_mask(query, key, value, packing, learned):
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["flash", "plain"])
+@pytest.mark.parametrize("how", ["flash", "flash in blocks", "plain"])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(packing=packings, shared=st.sampled_from([1, 2]), learned=st.integers(0, 3), seed=st.integers(0, 99))
-def test_it_is_the_masked_attention(plain, packing, shared, learned, seed):
+def test_it_is_the_masked_attention(how, packing, shared, learned, seed):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(heads, tokens):
@@ -60,7 +60,9 @@ def test_it_is_the_masked_attention(plain, packing, shared, learned, seed):
     tensors = [draw(4, packing.length), *(draw(4 // shared, packing.length) for _ in "kv")]
     front = [draw(4 // shared, learned) for _ in "kv"] if learned else []
     with pytest.MonkeyPatch.context() as patch:
-        if plain:
+        if how == "flash in blocks":
+            patch.setattr(kernels, "BLOCK", 2)
+        if how == "plain":
             patch.setattr(kernels, "_cpu_forward", kernels._plain_forward)
             patch.setattr(kernels, "_cpu_backward", kernels._plain_backward)
         seen = [Seen(seeing(learned, begin=0, length=packing.length), *(each[0] for each in front))] if front else []

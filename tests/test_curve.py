@@ -207,7 +207,12 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+ALWAYS = ("in the middle of a point", "before the result")
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ALWAYS)) for name in MOMENTS]
+)
 def test_a_kill_at_a_known_moment(tmp_path, spec, whole, moment):
     target, log = tmp_path / "run", tmp_path / "log"
     assert train_forked(spec, f"output_dir={target}", log=log, prepare=MOMENTS[moment]) == -signal.SIGKILL

@@ -272,7 +272,10 @@ def too_long(folder: Path) -> tuple[str, ...]:
 BAD_DATA = [missing_image, truncated_jpeg, broken_json, missing_data, empty_data, too_long]
 
 
-@pytest.mark.parametrize("mistake", BAD_DATA)
+ALIKE = (truncated_jpeg, too_long)  # findings of one record, as a missing image is
+
+
+@pytest.mark.parametrize("mistake", [pytest.param(f, marks=[pytest.mark.slow] * (f in ALIKE)) for f in BAD_DATA])
 def test_bad_data(tmp_path, own, mistake):
     words = mistake(tmp_path)
     said = own()

@@ -33,13 +33,10 @@ OTHERS = {"dora": "frozen", "layernorm": "tuned", "full": "tuned", "oft": "froze
 AS_IT_IS = [(method, connector) for method in STUDIED for connector in ("frozen", "tuned")] + list(OTHERS.items())
 ALWAYS = {
     ("lora", "tuned"),
-    ("ia3", "frozen"),
-    ("adapter", "tuned"),
     ("prefix", "frozen"),
     ("full", "tuned"),
-    ("prompt", "frozen"),
 }
-"""One of each kind; the others are slow."""
+"""One of each kind of directory; the others are slow."""
 
 
 def blocks(card: Path, language: str) -> list[str]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import peft_mllm.features.sight as sight_module
 import tiny
 from peft_mllm.data.encode import Sample
 from peft_mllm.data.trees import collate_padded
@@ -93,9 +92,19 @@ def same(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> bo
 # --- exactness ---
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("connector", [False, True], ids=["frozen", "tuned"])
-@pytest.mark.parametrize("kind", ["llava", "qwen_vl"])
+EXACT = [
+    (kind, connector, bf16) for kind in ("llava", "qwen_vl") for connector in (False, True) for bf16 in (False, True)
+]
+ALWAYS = {("llava", False, False), ("llava", True, False), ("qwen_vl", True, True)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "connector", "bf16"),
+    [pytest.param(*each, marks=[pytest.mark.slow] * (each not in ALWAYS)) for each in EXACT],
+    ids=[
+        f"{kind}-{'tuned' if connector else 'frozen'}-{'bf16' if bf16 else 'fp32'}" for kind, connector, bf16 in EXACT
+    ],
+)
 def test_losses_and_gradients_are_bit_equal_whether_computed_or_kept(tmp_path, kind, connector, bf16):
     plain = tuned_on(made(kind), connector=connector, bf16=bf16)
     expected = loss_and_gradient(plain, tiny.samples(plain.family))

@@ -77,7 +77,7 @@ def claims(world: World, studies: int = STUDIES, seed: int = 0) -> int:
     return found
 
 
-@pytest.mark.parametrize("deviation", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("deviation", [0.3, pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_methods_are_seldom_told_apart(seeds, deviation):
     assert claims(World(deviation, seeds=seeds)) <= most_claims(STUDIES)
@@ -201,7 +201,7 @@ def test_a_factor_without_effect_seldom_gets_one(tasks, deviation):
     assert max(pooled, cells, differ) <= most_claims(STUDIES)
 
 
-@pytest.mark.parametrize("deviation", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("deviation", [0.3, pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 def test_intervals_cover_the_truth(seeds, deviation):
     """95 % intervals of a method's mean over seeds and questions; of one seed, over questions alone."""

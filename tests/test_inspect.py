@@ -47,7 +47,16 @@ def shown(facts):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("path", ["embedded", "tiny:llava", "tiny:qwen_vl", *(f"tiny:generic/{m}" for m in MEMBERS)])
+OFTEN = {"qwen2_5_vl", "gemma3", "mllama"}  # looked at by other tests, too
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("embedded", "tiny:llava", "tiny:qwen_vl"),
+        *(pytest.param(f"tiny:generic/{m}", marks=[pytest.mark.slow] * (m not in OFTEN)) for m in MEMBERS),
+    ],
+)
 def test_every_family_can_be_looked_at(path):
     facts = looked_at(path)
     assert facts.parameters == sum(part.parameters for part in facts.parts)

@@ -33,6 +33,23 @@ MORE = [
 FAMILIES = [name for name in MODELS if name != "generic"]
 every_case = pytest.mark.parametrize("case", CASES, ids=tiny.label)
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
+OFTEN = {"lora", "adapter", "prefix"}
+
+
+def _marks(family, case):
+    is_often = family == "llava" or (case[0] in OFTEN and family != "generic")
+    return [] if is_often else [pytest.mark.slow]
+
+
+often = pytest.mark.parametrize(
+    ("family", "case"),
+    [
+        pytest.param(family, case, id=f"{family}-{tiny.label(case)}", marks=_marks(family, case))
+        for family in MODELS
+        for case in CASES
+    ],
+)
+"""Every method on LLaVA, and some of them on the others; the rest is slow."""
 LOCATED = [name for name in METHODS if "location" in METHODS[name].Options.model_fields]
 
 
@@ -92,8 +109,7 @@ def test_it_starts_as_the_base(family, case):
     assert (difference > 1e-4) if adds_tokens else (difference <= 1e-6)
 
 
-@every_family
-@every_case
+@often
 def test_the_loss_falls(family, case):
     tuned = tuned_for(family, case)
     if not tuned.trainable():
@@ -103,8 +119,7 @@ def test_the_loss_falls(family, case):
     assert min(losses[-3:]) < losses[0] - 2e-3
 
 
-@every_family
-@every_case
+@often
 @pytest.mark.parametrize(("connector", "vision"), [(True, False), (False, True), (True, True)])
 def test_opened_parts_train_and_no_others(family, case, connector, vision):
     tuned = tuned_for(family, case, parts={"connector": connector, "vision": vision})
@@ -125,8 +140,7 @@ def test_opened_parts_train_and_no_others(family, case, connector, vision):
     assert opened in ((0,) if not connector else (total // 2, total))  # peft keeps a frozen copy beside it
 
 
-@every_family
-@every_case
+@often
 def test_checkpointing_gives_the_same_gradients(family, case):
     gradients = []
     for checkpointing in (False, True):
@@ -144,8 +158,7 @@ def test_checkpointing_gives_the_same_gradients(family, case):
         assert torch.allclose(gradient, recomputed[name], rtol=1e-5, atol=1e-9), name
 
 
-@every_family
-@every_case
+@often
 def test_cached_generation_equals_uncached(family, case):
     tuned = tiny.stir(tuned_for(family, case), spread=0.3)
     asked = 3 if tuned.takes_padding else 1
@@ -156,8 +169,7 @@ def test_cached_generation_equals_uncached(family, case):
     assert torch.equal(cached, tuned.generate(batch, use_cache=False, **told))
 
 
-@every_family
-@every_case
+@often
 def test_a_left_padded_batch_is_answered_as_one_by_one(family, case):
     tuned = tiny.stir(tuned_for(family, case), spread=0.3)
     told = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}

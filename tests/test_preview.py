@@ -210,7 +210,13 @@ def test_the_command(folder: Path) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("name", ["llava", "qwen_vl", "generic/idefics3", "generic/qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llava", "generic/qwen2_5_vl"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen_vl", "generic/idefics3")),
+    ],
+)
 def test_a_browser_shows_it(folder: Path, name: str) -> None:
     page = folder / "page.html"
     page.write_text(render(content_of(folder, family(name))))

@@ -127,8 +127,8 @@ NAMED_MOMENTS: dict[str, Callable[[], None]] = {
 
 
 MOSTLY_ALIKE = {
-    "before the spec is written", "between the log and the checkpoint", "before the final adapter",
-    "before the predictions", "after the result",
+    "before the spec is written", "before the first step", "between the log and the checkpoint",
+    "before old checkpoints go", "before the final adapter", "before the predictions", "after the result",
 }  # fmt: skip
 """Moments whose neighbours are always tested."""
 

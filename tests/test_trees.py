@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,6 @@ from peft_mllm.exactness import self_check
 from peft_mllm.models import MODELS
 
 CASES = [*tiny.method_cases(), ("lora", {"dora": True}), ("prefix", {"projection": True})]
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: tiny.label(case) + str(len(case[1])))
 
 
 def with_heads(tuned):
@@ -46,16 +46,22 @@ def loss_and_gradient(tuned, loss):
     return loss.item(), {n: torch.zeros_like(p) if g is None else g for (n, p), g in named}
 
 
-PLACES = [
-    pytest.param(name, attn, marks=[pytest.mark.slow] * (name == "generic" or (attn == "eager" and name != "llava")))
-    for name in MODELS
-    for attn in ("sdpa", "eager")
-]
-"""Families and backends; always run are both backends of one family, and the usual one of the others."""
+OFTEN = {"lora", "adapter", "prefix"}
 
 
-@pytest.mark.parametrize(("family", "attn"), PLACES)
-@every_case
+def _marks(family, attn, case):
+    often = family == "llava" and attn == "sdpa"
+    some = case[0] in OFTEN and (family, attn) in (("llava", "eager"), ("qwen_vl", "sdpa"))
+    return [] if often or some else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("family", "attn", "case"),
+    [
+        pytest.param(*each, id=f"{each[0]}-{each[1]}-{tiny.label(each[2])}{len(each[2][1])}", marks=_marks(*each))
+        for each in itertools.product(MODELS, ("sdpa", "eager"), CASES)
+    ],
+)
 def test_loss_and_gradients_equal_the_plain_computation(family, case, attn):
     name, options = case
     parts = {"connector": True, "vision": name == "lora"}

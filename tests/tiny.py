@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,15 +69,22 @@ def family(name: str = "llava", *, attn: str | None = None, seed: int = 0) -> Fa
     """A random member with images of four patches.
 
     Its weights are five times those of a usual start: with those, attention is even, and nothing that looks at
-    positions, masks or images would show in a result.
+    positions, masks or images would show in a result. To make one takes longer than to copy it.
     """
+    made = _made(name, seed)
+    made = copy.deepcopy(made, {id(made.tokenizer): made.tokenizer})
+    if attn:
+        made.model.set_attn_implementation(attn)
+    return made
+
+
+@functools.cache
+def _made(name: str, seed: int) -> Family:
     made = MODELS[name].tiny(image_size=28, seed=seed)
     with torch.no_grad():
         for parameter in made.model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(5)
-    if attn:
-        made.model.set_attn_implementation(attn)
     return made
 
 
