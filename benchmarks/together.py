@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 16, "alpha": 32, "dropout": 0.05},
+    "lora": {"rank": 16, "alpha": 32, "dropout": 0},
     "ia3": {},
-    "adapter": {"bottleneck": 32, "dropout": 0.05},
+    "adapter": {"bottleneck": 32, "dropout": 0},
     "prefix": {"virtual_tokens": 20, "init_std": 0.5},
 }
 RATES = {"lora": 1e-3, "ia3": 3e-2, "adapter": 1e-2, "prefix": 1e-1}

@@ -156,7 +156,7 @@ needs_its_versions = pytest.mark.skipif(not same_versions(), reason="the shipped
 @pytest.mark.parametrize("kind", ["POLY", "XLORA", "MULTITASK_PROMPT_TUNING"])
 def test_a_run_of_what_is_known_to_fail_is_refused_before_a_model_is_loaded(kind, tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(junction, "load_family", lambda *args, **more: loaded.append(args))
+    monkeypatch.setattr("peft_mllm.common.load_family", lambda *args, **more: loaded.append(args))
     config = {"adapters": {}, "hidden_size": 32} if kind == "XLORA" else {}
     spec = runs.tiny(tmp_path / "run", model="embedded", method={"name": "peft", "type": kind, "config": config})
     with pytest.raises(MethodError, match=f"peft {kind} cannot be trained on llava models"):

@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -30,14 +31,18 @@ PACKAGES = (
 )
 
 
+@cache
+def version_of(package: str) -> str:
+    """Of an installed package; reading it takes milliseconds."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def environment(device: torch.device) -> dict[str, str | int]:
     """Versions and machine; nothing of the user's."""
-    versions: dict[str, str | int] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
+    versions: dict[str, str | int] = {name: version_of(name) for name in PACKAGES}
     return versions | {
         "python": platform.python_version(),
         "system": platform.system(),

@@ -77,16 +77,16 @@ class _Cascade(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         query, key, value, out, lse, *learned = ctx.saved_tensors
-        of_query, of_key, of_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         of_learned: list[Tensor] = []
         seen = _seen(ctx, key, value, learned)
         for (part, own_key, _), found in zip(
             seen, kernels.backward(grad, query, seen, out, lse, ctx.scale), strict=True
         ):
-            of_query[:, part.query : part.query_end] += found.query
-            if own_key is key:
-                of_key[:, part.key : part.key_end] += found.key
-                of_value[:, part.key : part.key_end] += found.value
+            _collect(of_query[:, part.query : part.query_end], found.query, more=part.again)
+            if own_key is key:  # each is first met in the causal part of its own stretch
+                _collect(of_key[:, part.key : part.key_end], found.key, more=not part.causal)
+                _collect(of_value[:, part.key : part.key_end], found.value, more=not part.causal)
             else:
                 of_learned += [found.key, found.value]
         return None, None, None, of_query, of_key, of_value, *of_learned
@@ -96,6 +96,11 @@ def _seen(ctx: Any, key: Tensor, value: Tensor, learned: Sequence[Tensor]) -> li
     """Each part with its keys and values, the row's own first."""
     own = [Seen(part, key, value) for part in ctx.parts]
     return own + [Seen(*each) for each in zip(ctx.of_learned, learned[::2], learned[1::2], strict=True)]
+
+
+def _collect(into: Tensor, found: Tensor, *, more: bool) -> None:
+    """Write a part's gradient, or add it where an earlier part wrote."""
+    into.add_(found) if more else into.copy_(found)
 
 
 def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:

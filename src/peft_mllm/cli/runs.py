@@ -42,8 +42,8 @@ def train(
     from peft_mllm.specfile import load_spec
     from peft_mllm.world import World
 
-    others = [Path(each) for each in more or () if "=" not in each]
-    overrides = [each for each in more or () if "=" in each]
+    others = [Path(each) for each in more or () if _is_spec(each)]
+    overrides = [each for each in more or () if not _is_spec(each)]
     if others:
         _train_together([spec, *others], overrides, as_json=as_json)
         return
@@ -58,6 +58,11 @@ def train(
         show_scores(result["scores"], result["notes"])
         left = "Result, predictions and adapter" if result["adapter"] else "Result and predictions"
         console.print(f"\n{left}: {read.output_dir}", markup=False)
+
+
+def _is_spec(argument: str) -> bool:
+    """Whether a file is meant, not a value."""
+    return "=" not in argument and (argument.endswith((".yaml", ".yml", ".json")) or Path(argument).is_file())
 
 
 def _train_together(files: list[Path], overrides: list[str], *, as_json: bool) -> None:

@@ -17,12 +17,11 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from peft_mllm.data.seeing import Seeing, opened
@@ -33,7 +32,7 @@ from peft_mllm.features.held import Held
 from peft_mllm.features.seams import AfterConnector, BeforeConnector, Seam, beside_pixels, read
 from peft_mllm.features.store import Store
 from peft_mllm.models.base import Family
-from peft_mllm.provenance import tensors_fingerprint
+from peft_mllm.provenance import tensors_fingerprint, version_of
 from peft_mllm.record import IMAGE_MARK, ImageSource, Record, Turn
 
 FORMAT = 1
@@ -275,15 +274,16 @@ class Sight(Seeing):
     @contextmanager
     def _at_rest(self) -> Iterator[None]:
         """Without dropout, in the precision of the run; then as it was."""
-        modes = [(module, module.training) for module in self.family.model.modules()]
+        training = [module for module in _modules(self.family.model) if module.training]
         device = next(self.family.model.parameters()).device
-        self.family.model.eval()
+        for module in training:
+            module.training = False
         try:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 yield
         finally:
-            for module, training in modes:
-                module.training = training
+            for module in training:
+                module.training = True
 
     # --- under which name ---
 
@@ -300,7 +300,7 @@ class Sight(Seeing):
         device = next(self.family.model.parameters()).device
         decided = {
             "format": FORMAT,
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": {package: version_of(package) for package in PACKAGES},
             "family": type(self.family).__name__,
             "images": self.family.image_settings,
             "weights": self._weights,
@@ -321,6 +321,17 @@ class Sight(Seeing):
             if id(tensor) not in embeddings and not any(name.startswith(f"{path}.") for path in apart)
         }
         return tensors_fingerprint(held)
+
+
+def _modules(root: nn.Module) -> Iterator[nn.Module]:
+    """All modules, each once; torch's own way also makes their names, which takes as long as a small image."""
+    seen, waiting = {id(root)}, [root]
+    while waiting:
+        module = waiting.pop()
+        yield module
+        children = [child for child in module._modules.values() if child is not None and id(child) not in seen]
+        seen.update(map(id, children))
+        waiting += children
 
 
 def _ticket(digest: str, rows: int) -> Tensor:

@@ -179,14 +179,14 @@ class Products:
         weight = site.linear.weight.to(out.dtype)
         out = self._through_outputs(site, runs, out, kept, found)
         if site.at("input", runs[0]):
-            part = out @ weight
+            part = torch.mm(out, weight, out=result) if first and result is not None else out @ weight
             for run, at in zip(runs, stretches, strict=True):
                 tuner = site.tuners[run]
                 assert tuner is not None, "runs at once are alike"
                 assert x is not None, "the backward pass of such a tuner reads it"
                 part[at], found[run] = tuner.back(part[at], x[at], _of(kept, run)[1])
-            if result is not None:
-                result.copy_(part) if first else result.add_(part)
+            if result is not None and not first:
+                result.add_(part)
             return
         if result is not None:
             torch.mm(out, weight, out=result) if first else result.addmm_(out, weight)
