@@ -51,6 +51,29 @@ def work(spec: Mapping[str, Any]) -> None:
         run.set_status("done", exit_code=0)
 
 
+def work_together(specs: Sequence[Mapping[str, Any]]) -> list[BaseException | None]:
+    """One after the other in one process; what ended each. Who is asked to stop begins no other."""
+    errors: list[BaseException | None] = []
+    for spec in specs:
+        try:
+            if any(isinstance(error, Interrupted) for error in errors):
+                raise Interrupted("asked to stop")
+            work(spec)
+            errors.append(None)
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
+def silent(spec: Mapping[str, Any]) -> None:
+    """Not asked."""
+
+
+def silent_together(specs: Sequence[Mapping[str, Any]]) -> list[BaseException | None]:
+    """End the process, as a library may that gives up."""
+    os._exit(9)
+
+
 def end(how: str) -> None:
     """What comes before the result, if anything does."""
     if how in ERRORS:

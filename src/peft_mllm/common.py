@@ -37,7 +37,7 @@ class Encodings:
         """A family's `encode` that does nothing twice."""
 
         def remembered(record: Record, *, answer: bool = True, labels: Labels = "answer") -> Sample:
-            key = (record.turns, record.images, answer, labels)
+            key = (record.id, record.turns, record.images, answer, labels)  # dropout is a function of the id, too
             sample = self._samples.pop(key, None) or encode(record, answer=answer, labels=labels)
             self._samples[key] = sample
             if len(self._samples) > SAMPLES:

@@ -61,7 +61,8 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each run; 1 on a CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; one is started here if left out.")] = None,
     together: Annotated[
-        int | None, typer.Option(min=1, help="Runs of one base in one process; 8 without a GPU, 1 with.")
+        int | None,
+        typer.Option(min=1, help="Runs of one base in one process; 8 small ones without a GPU, else 1."),
     ] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Failures after which a run is set aside.")] = 3,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what was set aside.")] = False,

@@ -8,7 +8,7 @@ asked the same and must say the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -176,25 +176,8 @@ def joined(plain: Parts, runs: Sequence[Parts], *, before: Rows, after: Rows) ->
             gated[0],
             gate_up=Products.joined([each.gate_up for each in gated], after),
             down=Products.joined([each.down for each in gated], after),
-            kernels=_apart(gated[0].kernels, after),
         ),
     )
-
-
-def _apart(kernels: Kernels, rows: Rows) -> Kernels:
-    """Likewise, each run's rows by themselves where several threads share them out: silu rounds otherwise where a
-    thread's share ends, and that must be where it ends in the run alone. Products and norms do not."""
-
-    def by_runs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def called(*told: Tensor) -> Tensor:
-            if told[0].device.type != "cpu" or torch.get_num_threads() == 1:
-                return function(*told)
-            return torch.cat([function(*(each[at] for each in told)) for at in rows.stretches])
-
-        return called
-
-    silu, back = by_runs(kernels.silu_product), by_runs(kernels.silu_product_back)
-    return replace(kernels, silu_product=silu, silu_product_back=back)
 
 
 def _norm(module: nn.Module) -> Norm | None:

@@ -20,8 +20,9 @@ from peft_mllm.study.state import State
 from peft_mllm.study.wording import and_list
 
 EngineName = Literal["pool", "ray"]
-TOGETHER = 8
-"""Runs of one base in one process on CPUs: what each has to itself is small beside the base, its data and images."""
+TOGETHER, SMALL_STEP = 8, 8
+"""Where nothing else is said, so many runs of one base in one process on CPUs, if each computes so few questions at
+once: with more, a core has enough to do with one run, and together they were no quicker."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Machines:
         slots: runs at once; found out if None.
         threads: of each run; 1 on a CPU if None.
         address: of a Ray cluster; one is started here if None.
-        together: runs of one base in one process, at most; if None 8 without a GPU, and 1 with.
+        together: runs of one base in one process, at most; if None 8 whose steps are small, without a GPU, and 1 with.
     """
 
     engine: EngineName = "pool"
@@ -136,5 +137,6 @@ def _engine(machines: Machines) -> Engine:
     if machines.engine == "ray":
         return RayCluster(address=machines.address, slots=machines.slots, threads=machines.threads)
     pool = Pool(slots=machines.slots, threads=machines.threads)
-    together = machines.together or (1 if pool.has_devices else TOGETHER)
-    return Bundles(pool, together) if together > 1 else pool
+    if machines.together is not None:
+        return Bundles(pool, machines.together) if machines.together > 1 else pool
+    return pool if pool.has_devices else Bundles(pool, TOGETHER, questions=SMALL_STEP)

@@ -20,8 +20,10 @@ from peft_mllm.attention import Joined, LearnedOfSeveral, open_port, port_of
 from peft_mllm.data.trees import NO_MASK, Batch
 from peft_mllm.exactness import TOLERANCE
 from peft_mllm.lean import Parts, Rows, generator_state, joined, layers_of, lean_of, parts_of, put_on, read_all, remove
+from peft_mllm.memory.relief import is_out_of_memory
 from peft_mllm.models import Family
 from peft_mllm.proof import Proof
+from peft_mllm.recompute import recompute_of
 from peft_mllm.tuned import Tuned
 
 GIVEN = ("inputs_embeds", "position_ids", "attention_mask", "cache_position")
@@ -30,6 +32,7 @@ NAME = "together"
 """Of the proof, among a model's others."""
 MOST_TOKENS = 4096
 """Computed at once for several runs: so many keep any device busy, and more would only take memory."""
+NOT_AT_ONCE = "WARNING: these runs cannot be computed together ({why}), so each is by itself: right, but slower."
 NOT_JOINED = (
     "WARNING: computed together with others, this run has not the gradients that it has alone: they differ by "
     "{difference:.1e}, where {tolerance:.0e} is rounding. It is computed by itself, which is right but slower. Please "
@@ -94,16 +97,29 @@ class SharedBase:
         self._plain = read_all(family.model, family.anatomy)
         self._before, self._after = Rows(), Rows()
         self._runs: tuple[Tuned, ...] = ()
+        self._most = math.inf  # tokens at once; fewer where memory ran out
 
-    def add_gradients(self, asked: Sequence[Asked]) -> list[Tensor]:
-        """Losses (A,) of each batch; gradients are added to each run's parameters."""
-        entering = [_entering(each) if self._joins(each) else None for each in asked]
-        losses: dict[int, Tensor] = {}
-        for group in _groups(asked, entering):
+    def add_gradients(self, asked: Sequence[Asked]) -> list[Tensor | Exception]:
+        """Losses (A,) of each batch; gradients are added to each run's parameters.
+
+        Where a run's cannot be computed, its error is in their place, and its gradients are of no use.
+        """
+        entering = [self._enters(each) for each in asked]
+        losses: dict[int, Tensor | Exception] = {}
+        for group in _groups(asked, entering, self._most):
             ours = [each for place in group if (each := entering[place]) is not None]
-            found = self._at_once(ours) if len(ours) > 1 else [asked[place].alone() for place in group]
+            found = self._together(ours) if len(ours) > 1 else [_alone(asked[place]) for place in group]
             losses |= zip(group, found, strict=True)
         return [losses[place] for place in range(len(asked))]
+
+    def _enters(self, asked: Asked) -> Entering | None:
+        """A run's batch at the decoder's door, if it can be computed with others."""
+        if not self._joins(asked):
+            return None
+        try:
+            return _entering(asked)
+        except Exception:  # by itself it fails likewise, and that is the run's own affair
+            return None
 
     def _joins(self, asked: Asked) -> bool:
         """Whether a run can be computed with others, as far as is known."""
@@ -112,15 +128,48 @@ class SharedBase:
             return False
         if lean is None or not lean.on or lean.last is None or None in self._plain:
             return False
+        if recompute_of(asked.tuned.decoder) != "none":  # it keeps less than a product with others would
+            return False
         layers: list[Any] = layers_of(asked.tuned.base, asked.tuned.family.anatomy)
         return all(map(_is_whole, layers))
 
+    def _together(self, entering: Sequence[Entering]) -> Sequence[Tensor | Exception]:
+        """The gradients of runs that join; of each by itself, where that does not succeed."""
+        asked = [each.asked for each in entering]
+        before = [_taken(each) for each in asked]
+        try:
+            losses = self._at_once(entering)
+        except Exception as error:
+            why, no_memory = (str(error) or type(error).__name__).splitlines()[0], is_out_of_memory(error)
+        else:
+            for each, so_far in zip(asked, before, strict=True):
+                _add(each, so_far)
+            return losses
+        # only here, where the error is gone, and with it the tensors that its frames hold
+        self._remember(asked, no_memory=no_memory, why=why)
+        for each, so_far in zip(asked, before, strict=True):
+            _taken(each)
+            _add(each, so_far)
+        return [_alone(each) for each in asked]
+
+    def _remember(self, asked: Sequence[Asked], *, no_memory: bool, why: str) -> None:
+        """Take fewer tokens at once from now on; or, where it was not for memory, do not try these again."""
+        if no_memory:
+            self._most = sum(map(by_tokens, asked)) / 2
+            self._note(
+                f"WARNING: out of memory ({why}). From here on runs have {self._most:,.0f} tokens at once together."
+            )
+            return
+        for each in asked:
+            each.tuned.proofs[NAME] = Proof(None, 0.0, why)
+        self._note(NOT_AT_ONCE.format(why=why))
+
     def _at_once(self, entering: Sequence[Entering]) -> list[Tensor]:
-        """The gradients of runs that join; the first time of each they are held against those of the run alone."""
+        """The gradients of runs that have none yet; the first time they are held against those of the run alone."""
         asked = [each.asked for each in entering]
         if all(NAME in each.tuned.proofs for each in asked):
             return self._joined(entering)
-        before, plain, found = [_taken(each) for each in asked], [], []
+        plain, found = [], []
         for each in asked:
             found.append(each.alone())
             plain.append(_taken(each))
@@ -132,8 +181,8 @@ class SharedBase:
             if not proof.passed:
                 self._note(NOT_JOINED.format(difference=proof.difference, tolerance=proof.tolerance))
         passed = all(each.tuned.proofs[NAME].passed for each in asked)
-        for each, so_far, mine in zip(asked, before, ours if passed else plain, strict=True):
-            _give_back(each, so_far, mine)
+        for each, mine in zip(asked, ours if passed else plain, strict=True):
+            _add(each, mine)
         return losses if passed else found
 
     def _joined(self, entering: Sequence[Entering]) -> list[Tensor]:
@@ -193,14 +242,12 @@ def _positions(runs: Sequence[Entering]) -> Tensor:
 
 
 def _is_whole(layer: Any) -> bool:
-    """Whether a run's layer is wholly computed by functions now, and nothing of it again in the backward pass."""
+    """Whether a run's layer is wholly computed by functions now."""
     parts: Parts | None = layer.__dict__.get("lean_parts")
-    if parts is None or not parts.whole or getattr(layer, "gradient_checkpointing", False):
-        return False
-    return "forward" not in vars(parts.mlp)
+    return parts is not None and parts.whole
 
 
-def _groups(asked: Sequence[Asked], entering: Sequence[Entering | None]) -> Iterator[list[int]]:
+def _groups(asked: Sequence[Asked], entering: Sequence[Entering | None], most: float) -> Iterator[list[int]]:
     """Places of those that are computed at once; one that cannot be, or is enough for a device, is alone."""
     some: list[int] = []
     for place, each in enumerate(asked):
@@ -208,7 +255,7 @@ def _groups(asked: Sequence[Asked], entering: Sequence[Entering | None]) -> Iter
             yield [place]
             continue
         together = [*(asked[other] for other in some), each]
-        limit = min(one.limit or MOST_TOKENS for one in together)
+        limit = min(most, *(one.limit or MOST_TOKENS for one in together))
         if some and (asked[some[0]].tuned.bf16 != each.tuned.bf16 or sum(map(by_tokens, together)) > limit):
             yield some
             some = []
@@ -253,9 +300,19 @@ def _taken(asked: Asked) -> list[Tensor | None]:
     return found
 
 
-def _give_back(asked: Asked, before: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> None:
-    for parameter, one, other in zip(asked.tuned.trainable().values(), before, more, strict=True):
-        parameter.grad = other if one is None else one if other is None else one + other
+def _add(asked: Asked, more: Sequence[Tensor | None]) -> None:
+    """Add gradients to those that a run has."""
+    for parameter, other in zip(asked.tuned.trainable().values(), more, strict=True):
+        own = parameter.grad
+        parameter.grad = other if own is None else own if other is None else other.add_(own)
+
+
+def _alone(asked: Asked) -> Tensor | Exception:
+    """A run's gradients by itself, or its error."""
+    try:
+        return asked.alone()
+    except Exception as error:
+        return error
 
 
 def _compared(ours: Sequence[Tensor | None], alone: Sequence[Tensor | None], tuned: Tuned) -> Proof:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from peft_mllm.together.crew import Crew, Member
 from peft_mllm.together.joined import Asked, SharedBase, by_tokens
 from peft_mllm.training import Compute
 from peft_mllm.tuned import Tuned
+from peft_mllm.world import World
 
 Runs = Member[Asked, Tensor]
 
@@ -33,7 +35,7 @@ def why_not_together(specs: Sequence[Spec]) -> str:
             return f"{spec.title} ({spec.output_dir}) tunes the vision tower, which the others have frozen"
         if spec.speed.shard not in ("auto", "none"):
             return f"{spec.title} ({spec.output_dir}) holds the base in pieces"
-    folders = [spec.output_dir for spec in specs]
+    folders = [str(Path(spec.output_dir).resolve()) for spec in specs]
     twice = sorted({folder for folder in folders if folders.count(folder) > 1})
     return f"{twice[0]} is the directory of several" if twice else ""
 
@@ -64,7 +66,8 @@ def outcomes_of(specs: Sequence[Spec], *, quiet: bool = False) -> list[Result | 
     Raises:
         SpecError: they cannot share a base; says which.
     """
-    if why := why_not_together(specs):
+    several = "there are several processes, which train one run" if World().size > 1 else ""
+    if why := several or why_not_together(specs):
         raise SpecError(f"These runs cannot be trained together: {why}.")
     base = Base(Screen(quiet=quiet).note)
     crew: Crew[Asked, Tensor] = Crew(base.gradients, weigh=by_tokens)
@@ -109,12 +112,9 @@ class Base:
             self._family = load_family(model, dtype=dtype)
         return self._family.twin()
 
-    def gradients(self, asked: Sequence[Asked]) -> list[Tensor | BaseException]:
-        """Losses of each run's batch; gradients are added to its parameters."""
+    def gradients(self, asked: Sequence[Asked]) -> list[Tensor | Exception]:
+        """Losses of each run's batch, or its error; gradients are added to its parameters."""
         assert self._family is not None, "the runs have loaded it"
         if self._shared is None:
             self._shared = SharedBase(self._family.twin(), note=self._note)
-        try:
-            return list(self._shared.add_gradients(asked))
-        except (RuntimeError, MemoryError) as error:  # each drops its gradients, and takes less at once (relief.py)
-            return [error] * len(asked)
+        return self._shared.add_gradients(asked)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from peft_mllm.errors import EXIT_INTERRUPTED
+from peft_mllm.errors import EXIT_DONE, EXIT_INTERRUPTED
 from peft_mllm.study.engine.jobs import Ending, Engine, Job
 
 
@@ -23,12 +23,15 @@ class Bundles(Engine):
     Attributes:
         inner: what runs the bundles.
         most: runs in one.
+        questions: of a micro-batch, at most, where a run goes with others; None is any number.
     """
 
     inner: Engine
     most: int
+    questions: int | None = None
     _waiting: list[Job] = field(default_factory=list)
     _running: dict[str, set[str]] = field(default_factory=dict)
+    _apart: set[str] = field(default_factory=set)
     _stopped: bool = False
 
     @property
@@ -59,6 +62,8 @@ class Bundles(Engine):
             self._running[bundle].discard(each.id)
             if not self._running[bundle]:
                 del self._running[bundle]
+            if each.bundle and each.code not in (EXIT_DONE, EXIT_INTERRUPTED) and not each.in_use:
+                self._apart.add(each.id)  # one that falls over takes all with it: which it was, is seen now
         return ended
 
     def stop(self) -> None:
@@ -82,11 +87,17 @@ class Bundles(Engine):
             self.inner.start(job)
 
     def _mates(self, count: int) -> list[Job]:
-        """The first that waits, and others of its base."""
-        key = base_of(self._waiting[0])
-        members = [job for job in self._waiting if base_of(job) == key][:count]
+        """The first that waits, and others of its base; one that did not end well among others is by itself."""
+        kind = self._kind(self._waiting[0])
+        members = [job for job in self._waiting if self._kind(job) == kind][:count]
         self._waiting = [job for job in self._waiting if job not in members]
         return members
+
+    def _kind(self, job: Job) -> str:
+        """Equal for runs that go together."""
+        step = (job.spec.get("train") or {}).get("per_device_train_batch_size", math.inf)
+        large = self.questions is not None and step > self.questions
+        return job.id if large or job.id in self._apart else base_of(job)
 
 
 def bundle_of(members: Sequence[Job]) -> Job:
@@ -103,6 +114,6 @@ def bundle_of(members: Sequence[Job]) -> Job:
 
 def base_of(job: Job) -> str:
     """Equal for runs that may share a base."""
-    train, vision = job.spec.get("train") or {}, job.spec.get("vision")
-    alone = job.id if vision == "tuned" else ""
-    return json.dumps([job.spec.get("model"), train.get("bf16", False), alone], sort_keys=True)
+    train, speed = job.spec.get("train") or {}, job.spec.get("speed") or {}
+    alone = job.spec.get("vision") == "tuned" or speed.get("shard", "auto") not in ("auto", "none")
+    return json.dumps([job.spec.get("model"), train.get("bf16", False), job.id if alone else ""], sort_keys=True)

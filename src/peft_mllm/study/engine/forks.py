@@ -168,11 +168,12 @@ class Forks:
         return self._endings(said["ended"], said["code"])
 
     def _endings(self, name: str, code: int | None, message: str = "", *, begun: bool = True) -> list[Ending]:
-        """How a job ended, or each member of a bundle: one that said nothing ended well, if the process lived on."""
+        """How a job ended, or each member of a bundle: one that said nothing ended well, where others said why not."""
         job = self._running.pop(name)
         if not job.members:
             return [self._ending(name, code, message, job.log)]
-        silent = 0 if begun and code is not None and code >= 0 else code
+        said = any(member.id in self._said for member in job.members)
+        silent = 0 if begun and said and code is not None and code > 0 else code
         codes = {member.id: self._said.get(member.id, {}).get("code", silent) for member in job.members}
         return [replace(self._ending(member, code, message, job.log), bundle=name) for member, code in codes.items()]
 
