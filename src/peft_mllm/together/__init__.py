@@ -4,7 +4,7 @@ for outcome in run_together(specs):        # a result each, or why there is none
     ...
 
 Methods, seeds and learning rates may differ. Each run has its own directory, checkpoints and result, which are those
-of the same run alone: on a CPU bit for bit, elsewhere to rounding.
+of the same run alone: on one CPU thread bit for bit, elsewhere to rounding.
 """
 
 from peft_mllm.together.runs import outcomes_of, run_together, why_not_together

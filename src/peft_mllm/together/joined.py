@@ -2,7 +2,7 @@
 
 The packed rows of all runs lie one after the other in one row. Frozen linears, norms and rotary angles are computed
 for all of it at once; each run's tuners, learned prefix and attention are for its own stretch, and so are its
-embeddings, its connector and its head. What a run gets is what it gets by itself: on a CPU bit for bit.
+embeddings, its connector and its head. What a run gets is what it gets by itself: on one CPU thread bit for bit.
 """
 
 from __future__ import annotations
