@@ -1,7 +1,8 @@
 """Whose rows are whose: several runs lie in one row of tokens, one after the other, each with its own tuners.
 
-Frozen linears multiply the rows of all runs at once. On one CPU thread that changes no bit of any run: a row of a product does
-not depend on how many others there are, but where there are few (`FEW`), and these are multiplied by themselves.
+Frozen linears multiply the rows of all runs at once. On one CPU thread that changes no bit of any run: a row of a
+product does not depend on how many others there are, but where there are few (`FEW`), and these are multiplied by
+themselves.
 """
 
 from __future__ import annotations
