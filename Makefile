@@ -50,8 +50,8 @@ test-slow: setup ## run the tests that take longer: every model with every metho
 examples: setup ## run the examples, in a folder of their own
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/run_all.sh
 
-bench: $(BENCH_NEEDS) ## speed and memory against other trainers, on one CPU core in some 10 minutes
-	@$(BENCH_PYTHON) -m benchmarks --out benchmarks/results/cpu.json
+bench: $(BENCH_NEEDS) ## speed and memory against other trainers, on two CPU cores in some 10 minutes
+	@$(BENCH_PYTHON) -m benchmarks --halves --out benchmarks/results/cpu.json
 
 bench-gpu: $(BENCH_NEEDS) ## the same on one H100-class GPU, with LLaVA-1.5-7B and Qwen2.5-VL-7B shapes, in at most 9 minutes
 	@$(BENCH_GPU) --shape llava-1.5-7b --factor 8 --minutes 4.5 --out benchmarks/results/gpu-llava.json \

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -17,6 +19,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 RESULTS = Path(__file__).resolve().parent / "results"
+HALVES = (
+    ("shared", "captions-lora", "captions-ia3", "captions-adapter", "captions-prefix", "memory", "levers"),
+    ("single", "mixed", "asking", "together"),
+)
+"""Comparisons that take about as long as the others: each half has a core to itself."""
 
 
 def main() -> None:
@@ -32,9 +39,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="past this, three pairs of each must do")
     parser.add_argument("--factor", type=int, default=1, help="how many times larger a step is")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--halves", action="store_true", help="on a CPU: two processes, with half of it each")
     parser.add_argument("--profile", metavar="WORKLOAD", help="say where our step's time goes, and measure nothing")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
+    if asked.halves:
+        in_halves(asked.out)
+        return
 
     import torch
     from transformers.utils import logging
@@ -72,6 +83,28 @@ def main() -> None:
         known[name]()
         found = gathered(bench, environment(device), time.monotonic() - began)
         write_json(asked.out, found)  # after each, so that a run that is cut off leaves what it has
+    say(as_text(found))
+
+
+def in_halves(out: Path) -> None:
+    """Measure all in two processes with a core each, and put their rows together."""
+    from benchmarks.table import as_text
+    from peft_mllm.files import read_json, write_json
+
+    began, told = time.monotonic(), [each for each in sys.argv[1:] if each != "--halves"]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Path(folder) / f"{number}.json" for number in range(len(HALVES))]
+        running = [
+            subprocess.Popen([sys.executable, "-m", "benchmarks", *told, "--only", *names, "--out", str(part)])
+            for names, part in zip(HALVES, parts, strict=True)
+        ]
+        if failed := [process.returncode for process in running if process.wait()]:
+            raise SystemExit(failed[0])
+        halves = [read_json(part) for part in parts]
+    found = halves[0] | {"rows": [row for half in halves for row in half["rows"]]}
+    found |= {"seconds": round(time.monotonic() - began)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, found)
     say(as_text(found))
 
 

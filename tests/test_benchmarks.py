@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the benchmark is no part of the package
 
 from benchmarks import gate, peers, turns  # noqa: E402
+from benchmarks.__main__ import HALVES  # noqa: E402
 from benchmarks.case import Case  # noqa: E402
-from benchmarks.comparisons import Bench, data_of, gathered  # noqa: E402
+from benchmarks.comparisons import Bench, chosen, data_of, gathered  # noqa: E402
 from benchmarks.ours import rehearse  # noqa: E402
 from benchmarks.ratios import ratio_of  # noqa: E402
 from benchmarks.seen import Seen, gradient_difference  # noqa: E402
@@ -252,6 +253,12 @@ def test_trl_computes_the_same_through_the_command_line(tmp_path: Path) -> None:
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert {row["kind"] for row in rows} == {"speed", "memory"}
     assert all(row["equal"] <= 1e-5 for row in rows if row["kind"] == "speed")
+
+
+def test_the_halves_are_all_there_is() -> None:
+    bench = Bench("tiny", "tiny", CPU, bf16=False, rounds=1, until=0.0, peers=[], tell=print)
+    names = [name for half in HALVES for name in half]
+    assert sorted(names) == sorted(chosen(bench))
 
 
 def test_a_step_grows_with_its_factor() -> None:
