@@ -67,7 +67,7 @@ def without_weights(family: str, make: Callable[[], Any]) -> Family:
     with torch.device("meta"):
         model = make()
     kind = MODELS[family]
-    made: Any = SimpleNamespace(model=model, anatomy=kind.anatomy, trees=True)
+    made: Any = SimpleNamespace(model=model, anatomy=kind.anatomy, trees=True, is_twin=False)
     kind.anatomy.check(model)
     return made  # type: ignore[no-any-return]
 
