@@ -43,7 +43,7 @@ def test_a_cluster_of_this_machine_runs_fails_stops_and_goes_on(tmp_path):
     jobs = [
         fake_job(tmp_path, "bad", ends="data"),
         fake_job(tmp_path, "quick"),
-        *(fake_job(tmp_path, f"r{i}", steps=100, seconds=0.05) for i in range(2)),
+        *(fake_job(tmp_path, f"r{i}", steps=200, seconds=0.05) for i in range(2)),
     ]
     write_jobs(tmp_path, jobs)
     first = driver(tmp_path)
