@@ -50,7 +50,7 @@ test-slow: setup ## run the tests that take longer: every model with every metho
 examples: setup ## run the examples, in a folder of their own
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/run_all.sh
 
-bench: $(BENCH_NEEDS) ## speed and memory against other trainers, on two CPU cores in some 12 minutes
+bench: $(BENCH_NEEDS) ## speed and memory against other trainers, on two CPU cores in some 15 minutes
 	@$(BENCH_PYTHON) -m benchmarks --halves --out benchmarks/results/cpu.json
 
 bench-gpu: $(BENCH_NEEDS) ## the same on one H100-class GPU, with LLaVA-1.5-7B and Qwen2.5-VL-7B shapes, in at most 9 minutes

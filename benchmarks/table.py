@@ -14,7 +14,7 @@ ABOUT = (
     "How many times as long as ours a training step of another trainer takes, on the same samples with equal losses "
     "and gradients; of memory, how much of theirs ours takes. The model is a random LLaVA of width 512 on one CPU "
     "core, in the proportions of a 7B model. Sharing an image among its questions is the largest part, and where "
-    "each image has but one question, there is nothing to share. `make bench` renews this table in some 12 minutes; "
+    "each image has but one question, there is nothing to share. `make bench` renews this table in some 15 minutes; "
     "[docs/speed.md](docs/speed.md) says how it is measured, and [benchmarks/](benchmarks/README.md) has the code."
 )
 WHY = "docs/speed.md says where the time goes."

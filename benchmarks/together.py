@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 RATES = {"lora": 1e-3, "ia3": 3e-2, "adapter": 1e-2, "prefix": 1e-1}
 PAIRS = 3
-STEPS = 30
+STEPS = 60
 QUESTIONS = 4
 """In a step of each run."""
 
