@@ -46,6 +46,19 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+def assert_same_both_ways(folder: Path, changes: list[dict[str, Any]]) -> None:
+    """Each of these runs comes out together as it does alone."""
+    ways = {
+        way: [parse_spec(tiny(folder / way / str(number), **change)) for number, change in enumerate(changes)]
+        for way in ("alone", "together")
+    }
+    for spec in ways["alone"]:
+        run(spec, quiet=True)
+    run_together(ways["together"], quiet=True)
+    for number in range(len(changes)):
+        assert_same(folder / "together" / str(number), folder / "alone" / str(number))
+
+
 def spec_of(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     return tiny(folder / name, **(CHANGES[name] | changes))
 
@@ -283,18 +296,9 @@ def test_other_families(tmp_path: Path, model: str) -> None:
         {"name": "prefix"},
         {"name": "lora", "rank": 4, "dora": True},
     ]
-    for folder in ("alone", "together"):
-        specs = [
-            parse_spec(tiny(tmp_path / folder / str(number), method=method, model=model, seed=number))
-            for number, method in enumerate(methods)
-        ]
-        if folder == "alone":
-            for spec in specs:
-                run(spec, quiet=True)
-        else:
-            run_together(specs, quiet=True)
-    for number in range(len(methods)):
-        assert_same(tmp_path / "together" / str(number), tmp_path / "alone" / str(number))
+    assert_same_both_ways(
+        tmp_path, [{"method": method, "model": model, "seed": number} for number, method in enumerate(methods)]
+    )
 
 
 @pytest.mark.slow
@@ -309,12 +313,4 @@ def test_runs_of_different_tasks_and_data(tmp_path: Path) -> None:
         {"task": {"name": "scenes_at", **sizes}, "speed": {"lean": "off"}},
         {"task": {"name": "scenes_at", **sizes}, "speed": {"recompute": "full"}},
     ]
-    for folder in ("alone", "together"):
-        specs = [parse_spec(tiny(tmp_path / folder / str(n), **change)) for n, change in enumerate(changes)]
-        if folder == "alone":
-            for spec in specs:
-                run(spec, quiet=True)
-        else:
-            run_together(specs, quiet=True)
-    for number in range(len(changes)):
-        assert_same(tmp_path / "together" / str(number), tmp_path / "alone" / str(number))
+    assert_same_both_ways(tmp_path, changes)
